@@ -275,12 +275,13 @@ def read_problems(path: str, limit: int = 0) -> list[Problem]:
     rows = read_jsonl(path)[:limit or None]
     for row in rows:
         row["problem"] = text_field(row, "problem", "question")
-        row["answer"] = text_field(row, "answer", "solution")
-        if row["answer"] == row.get("solution") or "####" in row["answer"]:
-            row.setdefault("solution", row["answer"])
-            row["answer"] = extract_answer(row["solution"])
-            if not ("####" in row["solution"] or "\\boxed" in row["solution"] and row["answer"]):
+        text = text_field(row, "answer", "solution")
+        if row.get("answer") is None or "####" in text:
+            row.setdefault("solution", text)
+            if "####" not in text and "\\boxed" not in text:
                 raise UserError(f"{row['line']}: no `answer`, and no \\boxed{{}} in `solution`")
+            text = extract_answer(text)
+        row["answer"] = text
     return rows
 
 
@@ -292,7 +293,7 @@ def read_samples(path: str, rewards: bool) -> list[Sample]:
         if row.get("response") != "" or row.get("truncated") is not False:
             row["response"] = text_field(row, "response")   # "" is one only if EOS ended it there
         reward = row.get("reward")
-        if rewards and not (isinstance(reward, (int, float)) and math.isfinite(reward)):
+        if rewards and not (type(reward) in (int, float) and abs(reward) < 3e38):   # float32
             raise UserError(f"{row['line']}: `reward` must be a finite number, not {reward}")
     return rows
 
@@ -539,8 +540,9 @@ def train(model: Any, tokenizer: Any, samples: list[Sample], config: Config,
         (out / "metrics.jsonl").write_text(dump(history))
     stream = zip(batches(counted, config.batch_size, config.seed),
                  batches(extra, beside, config.seed))
-    cuda, plain = model.device.type == "cuda", plain_head(model)
+    cuda, plain = model.device.type == "cuda", plain_head(model.eval())
     model.train()
+    optimizer.zero_grad()                               # of what a run that stopped left behind
     for mine, added in tqdm(itertools.islice(stream, len(history), steps), initial=len(history),
                             total=steps, desc=f"training {config.loss}", unit="step", ncols=79,
                             disable=None, leave=False):
@@ -644,7 +646,7 @@ def compare(config: Config, out: Path, model: Any, tokenizer: Any, problems: lis
     Finished cells are in out/results.json and are not run again.
     """
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    path, n = out / "results.json", config.per_round
+    path, n = out / "results.json", min(config.per_round, len(problems) // config.rounds)
     results = json.loads(path.read_text()) if path.exists() else {
         "settings": settings(config), "cells": [], "hardware": {
             "device": torch.cuda.get_device_name() if model.device.type == "cuda" else "CPU",
@@ -734,8 +736,11 @@ def table(results: dict[str, Any]) -> str:
                 for mean, half in (interval(column[row]) for column in columns)))
         lines.append("")
     seeds = len({cell["seed"] for cell in results["cells"]})
-    return "\n".join(lines) + "percent; ± is one standard error, over problems" if seeds == 1 else (
-        "\n".join(lines) + f"percent; ± is the 95 % interval over {seeds} seeds")
+    lines.append("percent; ± is " + (f"the 95 % interval over {seeds} seeds" if seeds > 1 else
+                                     "one standard error, over problems"))
+    lines.append(f"{sum(cell['minutes'] for cell in results['cells']):.1f} minutes on "
+                 f"{results['hardware']['device']}, {results['hardware']['threads']} threads")
+    return "\n".join(lines)
 
 
 def figure(results: dict[str, Any], path: Path) -> None:
@@ -776,8 +781,9 @@ def flags(command: str = "") -> dict[str, tuple[list[str], str]]:
 def settings(config: Config) -> dict[str, Any]:
     """The settings that decide a run's results, with a digest of each file it reads."""
     chosen = {"command": config.command}
-    for name in flags(config.command).keys() - {"out", "device"}:
-        chosen[name] = config.grid.get(name, getattr(config, name))
+    each = (*GRID, "methods") if config.command == "compare" else ()        # kept with every cell
+    for name in flags(config.command).keys() - {"out", "device", *each}:
+        chosen[name] = getattr(config, name)
         if name in ("problems", "test", "samples"):
             chosen[name] = hashlib.sha256(Path(chosen[name]).read_bytes()).hexdigest()[:16]
         elif name == "model" and Path(config.model).is_dir():
@@ -847,9 +853,14 @@ def run(config: Config) -> None:
     if config.quick:
         config = dataclasses.replace(config, per_round=100, limit=100, k=4)
     command, problems, test, samples = config.command, [], [], []
+    if command in ("score", "train") and not config.samples:
+        raise UserError(f"{command} needs --samples FILE")
     if command in ("sample", "compare"):
         problems = read_problems(config.problems, config.limit if command == "sample"
                                  else config.per_round * config.rounds)
+    if command == "compare" and "sft" in config.methods:
+        for row in problems:
+            text_field(row, "solution")
     if command in ("eval", "compare"):
         test = read_problems(config.test, config.limit)
     if command in ("score", "train"):
@@ -909,7 +920,7 @@ def main() -> int:
     transformers.utils.logging.disable_progress_bar()
     try:
         run(parse(sys.argv[1:]))
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"rift.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

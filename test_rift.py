@@ -1,0 +1,810 @@
+"""Tests of rift.py and math_reward.py, in the order of the two files."""
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+import shlex
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import rift
+from rift import Config, UserError
+
+HERE = Path(__file__).resolve().parent
+TINY = str(HERE / "data" / "tiny-base")
+EOS = 0
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return rift.load_model(TINY, "cpu")
+
+
+@pytest.fixture
+def fresh():
+    """The tiny model in float64, for exact comparisons, and its tokenizer."""
+    return rift.load_model(TINY, "cpu", torch.float64)
+
+
+@pytest.fixture(scope="session")
+def problems():
+    return rift.read_problems(str(HERE / "data" / "valid.jsonl"), 24)
+
+
+# ------------------------------------------------------------------------------------ losses
+
+LOGPS = torch.tensor([[-0.1, -0.2, -0.3], [-0.5, -0.4, -9.0], [-0.7, -9.0, -9.0]],
+                     dtype=torch.float64)
+MASK = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
+REWARDS = torch.tensor([2.0, -0.2, -1.0], dtype=torch.float64)
+
+
+def test_losses_by_hand():
+    def value(name, level="sequence", rewards=REWARDS):
+        return rift.LOSSES[name](LOGPS, MASK, rewards, level)[0].item()
+    e = math.exp
+    assert value("rift") == pytest.approx((2 * 0.6 + 0.2 * e(-0.9) + e(-0.7)) / 3)
+    assert value("rift", "mean") == pytest.approx((2 * 0.2 + 0.2 * e(-0.45) + e(-0.7)) / 3)
+    assert value("rift", "token") == pytest.approx(
+        (2 * 0.6 + 0.2 * (e(-0.5) + e(-0.4)) + e(-0.7)) / 3)
+    assert value("naive") == pytest.approx((2 * 0.6 - 0.2 * 0.9 - 0.7) / 3)
+    assert value("naive", "mean") == pytest.approx((2 * 0.2 - 0.2 * 0.45 - 0.7) / 3)
+    assert value("rft") == pytest.approx(0.6)
+    assert value("sft") == pytest.approx((0.6 + 0.9 + 0.7) / 3)
+    assert value("sft", "mean") == pytest.approx((0.2 + 0.45 + 0.7) / 3)
+
+
+@pytest.mark.parametrize("name", rift.LOSSES)
+@pytest.mark.parametrize("level", ["sequence", "mean", "token"])
+def test_gradients_by_finite_differences(name, level):
+    logps = LOGPS.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: rift.LOSSES[name](x, MASK, REWARDS, level)[0], logps)
+
+
+def test_gradients_in_closed_form():
+    """d/dlogp_t: -r for a positive (T times over), -r pi for a negative of RIFT, -r of naive."""
+    for name, level, expected in [
+            ("rift", "sequence", [[-2, -2, -2], [0.2 * math.exp(-0.9)] * 2 + [0],
+                                  [math.exp(-0.7), 0, 0]]),
+            ("rift", "mean", [[-2 / 3] * 3, [0.1 * math.exp(-0.45)] * 2 + [0],
+                              [math.exp(-0.7), 0, 0]]),
+            ("rift", "token", [[-2] * 3, [0.2 * math.exp(-0.5), 0.2 * math.exp(-0.4), 0],
+                               [math.exp(-0.7), 0, 0]]),
+            ("naive", "sequence", [[-2] * 3, [0.2, 0.2, 0], [1, 0, 0]]),
+            ("rft", "sequence", [[-3] * 3, [0] * 3, [0] * 3])]:
+        logps = LOGPS.clone().requires_grad_()
+        loss, metrics = rift.LOSSES[name](logps, MASK, REWARDS, level)
+        loss.backward()
+        want = torch.tensor(expected, dtype=torch.float64) / 3
+        torch.testing.assert_close(logps.grad, want)
+        assert metrics["grad_pos"] == pytest.approx(want[0].abs().sum().item())
+        assert metrics["grad_neg"] == pytest.approx(want[1:].abs().sum().item())
+
+
+def test_rift_is_naive_weighted_by_pi():
+    """-r pi has the gradient of -r stopgrad(pi) log pi."""
+    a, b = (LOGPS.clone().requires_grad_() for _ in range(2))
+    rewards = torch.tensor([-2.0, -0.2, -1.0], dtype=torch.float64)
+    rift.rift_loss(a, MASK, rewards)[0].backward()
+    pi = (b * MASK).sum(1).exp().detach()
+    rift.naive_loss(b, MASK, rewards * pi)[0].backward()
+    torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("level", ["sequence", "mean", "token"])
+def test_rift_is_bounded_and_naive_is_not(level):
+    r = -0.7
+    before = math.inf
+    for log_pi in (0.0, -1.0, -30.0, -1e4):
+        logps = torch.tensor([[log_pi]], requires_grad=True)
+        term = rift.rift_loss(logps, torch.ones(1, 1), torch.tensor([r]), level)[0]
+        term.backward()
+        assert 0 <= term.item() <= abs(r) + 1e-6
+        assert logps.grad.item() == pytest.approx(abs(r) * math.exp(log_pi))
+        naive = rift.naive_loss(logps, torch.ones(1, 1), torch.tensor([r]), level)[0].item()
+        assert naive < before and naive == pytest.approx(-r * log_pi)
+        before = naive
+    assert logps.grad.item() == 0.0
+
+
+def test_rewards_of_one_give_the_negative_log_likelihood(tiny):
+    """RIFT with all rewards 1, normalised by tokens, is the loss of transformers itself."""
+    model, tokenizer = tiny
+    batch = rift.collate([rift.encode(tokenizer, row, "{problem}\n") for row in (
+        {"problem": "12+34=?", "response": "12+34=46; \\boxed{46}"},
+        {"problem": "7+8=?", "response": "7+8=15; \\boxed{15}"})], model.device)
+    labels = batch["input_ids"].masked_fill(~batch["mask"], -100)
+    with torch.no_grad():
+        logps = rift.response_logps(model, **batch)
+        theirs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
+                       labels=labels).loss
+    mask = batch["mask"][:, 1:]
+    for loss in (rift.rift_loss, rift.naive_loss, rift.rft_loss, rift.sft_loss):
+        mine = loss(logps, mask, torch.ones(2), normalizer=int(mask.sum()))[0]
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("name", rift.LOSSES)
+@pytest.mark.parametrize("level", ["sequence", "mean", "token"])
+def test_padding_order_and_zero_rewards_change_nothing(name, level):
+    loss = rift.LOSSES[name](LOGPS, MASK, REWARDS, level)[0]
+    wide = torch.cat([LOGPS, torch.full((3, 2), -torch.inf, dtype=torch.float64)], 1)
+    padded = rift.LOSSES[name](wide, torch.nn.functional.pad(MASK, (0, 2)), REWARDS, level)[0]
+    turned = rift.LOSSES[name](LOGPS.flip(0), MASK.flip(0), REWARDS.flip(0), level)[0]
+    torch.testing.assert_close(padded, loss)
+    torch.testing.assert_close(turned, loss)
+    if name != "sft":
+        more = rift.LOSSES[name](torch.cat([LOGPS, LOGPS]), torch.cat([MASK, MASK]),
+                                 torch.cat([REWARDS, 0 * REWARDS]), level)[0]
+        torch.testing.assert_close(more, loss)
+
+
+@pytest.mark.parametrize("name", rift.LOSSES)
+def test_normalizer_makes_micro_batches_add_up(name):
+    whole = rift.LOSSES[name](LOGPS, MASK, REWARDS, normalizer=3)[0]
+    parts = sum(rift.LOSSES[name](LOGPS[i:i + 1], MASK[i:i + 1], REWARDS[i:i + 1], normalizer=3)[0]
+                for i in range(3))
+    torch.testing.assert_close(parts, whole)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", rift.LOSSES)
+def test_a_reward_that_is_not_finite_is_named(name, bad):
+    with pytest.raises(ValueError, match=r"rewards\[1\]"):
+        rift.LOSSES[name](LOGPS, MASK, torch.tensor([1.0, bad, 1.0]))
+
+
+def test_metrics_and_precision():
+    metrics = rift.rift_loss(LOGPS, MASK, REWARDS)[1]
+    assert (metrics["n_pos"], metrics["n_neg"]) == (1, 2)
+    assert metrics["logp_pos"] == pytest.approx(-0.6)
+    assert metrics["logp_neg"] == pytest.approx((-0.9 - 0.7) / 2)
+    assert metrics["pi_neg"] == pytest.approx((math.exp(-0.9) + math.exp(-0.7)) / 2)
+    assert metrics["grad_neg"] == 0                                     # no graph, no gradient
+    half = rift.rift_loss(LOGPS.bfloat16(), MASK, REWARDS.float())[0]
+    assert half.dtype == torch.float32
+    parts = [rift.rift_loss(LOGPS[i:i + 1], MASK[i:i + 1], REWARDS[i:i + 1], normalizer=3)[1]
+             | {"loss": 0.0} for i in range(3)]
+    for name, value in rift.combine(parts).items():
+        if name in metrics:
+            assert value == pytest.approx(metrics[name])
+    with pytest.raises(ValueError, match="level"):
+        rift.rift_loss(LOGPS, MASK, REWARDS, "word")
+
+
+# --------------------------------------------------------- log-probabilities, data, batches
+
+def small(cls=LlamaForCausalLM, config=LlamaConfig, **more):
+    torch.manual_seed(0)
+    return cls(config(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                      num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+                      max_position_embeddings=64, **more)).double().eval()
+
+
+@pytest.mark.parametrize("model, plain", [
+    (small(tie_word_embeddings=True), True), (small(tie_word_embeddings=False), True),
+    (small(Gemma2ForCausalLM, Gemma2Config, final_logit_softcapping=0.02), False)])
+@pytest.mark.parametrize("piece", [1, 7 * 50, 10 ** 9])
+def test_logps_and_gradients_are_those_of_the_full_logits(model, plain, piece, monkeypatch):
+    monkeypatch.setattr(rift, "LOGITS_AT_ONCE", piece)
+    assert rift.plain_head(model) is plain
+    batch = rift.collate([([1, 2, 3], [4, 5, 6, 7]), ([8], [9, 10]), ([1, 1], [0])], model.device)
+    mine = rift.response_logps(model, **batch, plain=plain)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    full = logits.log_softmax(-1)[:, :-1].gather(2, batch["input_ids"][:, 1:, None]).squeeze(2)
+    full = full * batch["mask"][:, 1:]
+    torch.testing.assert_close(mine, full)
+    weights = torch.randn(mine.shape, dtype=mine.dtype)
+    grads = [torch.autograd.grad((logps * weights).sum(), list(model.parameters()),
+                                 retain_graph=True) for logps in (mine, full)]
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b)
+
+
+def test_collate_trains_the_response_and_its_eos_alone(tiny):
+    tokenizer = tiny[1]
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == EOS
+    row = {"problem": "7+8=?", "response": "15"}
+    prompt, response = rift.encode(tokenizer, row, "{problem}\n")
+    assert tokenizer.decode(prompt) == "7+8=?\n" and response[-1] == EOS and len(response) == 3
+    assert rift.encode(tokenizer, row | {"truncated": True}, "{problem}")[1] == response[:-1]
+    assert rift.encode(tokenizer, {"prompt": "7+8="}, "{problem}\n") == (prompt[:4], [])
+    batch = rift.collate([(prompt, response), ([1], [2])], torch.device("cpu"))
+    assert batch["input_ids"][0].tolist() == prompt + response
+    assert batch["mask"].tolist() == [[False] * 6 + [True] * 3, [False, True] + [False] * 7]
+    assert batch["attention_mask"].tolist() == [[1] * 9, [1, 1] + [0] * 7]
+
+
+def test_chat_template_is_used(tiny, monkeypatch):
+    tokenizer = tiny[1]
+    monkeypatch.setattr(tokenizer, "chat_template",
+                        "{% for m in messages %}={{ m['content'] }}={% endfor %}"
+                        "{% if add_generation_prompt %};{% endif %}")
+    prompt, _ = rift.encode(tokenizer, {"problem": "7+8=?"}, "{problem}\n")
+    assert tokenizer.decode(prompt) == "=7+8=?=;"
+    assert tokenizer.decode(rift.encode(tokenizer, {"prompt": "7+8=?"}, "x")[0]) == "7+8=?"
+
+
+def write(path, *rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n"
+                            for row in rows))
+    return str(path)
+
+
+def test_published_formats_read_as_they_are(tmp_path):
+    gsm8k = {"question": "6*7?", "answer": "It is <<6*7=42>>42.\n#### 1,042"}
+    math_ = {"problem": "Half?", "level": "Level 1", "type": "Algebra",
+             "solution": "It is not \\boxed{1}. It is $\\boxed{\\frac{1}{2}}$."}
+    math500 = {"problem": "Half?", "solution": "$\\boxed{x}$", "answer": "\\frac{1}{2}",
+               "subject": "Algebra", "level": 2, "unique_id": "test/algebra/1.json"}
+    rows = rift.read_problems(write(tmp_path / "p.jsonl", gsm8k, math_, "", math500, {
+        "problem": "6*7", "answer": 42}))
+    assert [row["answer"] for row in rows][1:] == ["\\frac{1}{2}", "\\frac{1}{2}", "42"]
+    assert rift.math_reward("\\boxed{1042}", rows[0]["answer"])
+    assert rows[0]["problem"] == "6*7?" and rows[0]["solution"] == gsm8k["answer"]
+    assert rows[2]["unique_id"] == "test/algebra/1.json"
+    assert len(rift.read_problems(str(tmp_path / "p.jsonl"), 2)) == 2
+
+
+GOOD = {"problem": "7+8=?", "answer": "15", "response": "15", "reward": 1}
+
+
+@pytest.mark.parametrize("reader, rows, message", [
+    ("problems", [], "empty"),
+    ("problems", [GOOD, '{"problem": '], ":2: not a JSON object"),
+    ("problems", ["[1]"], ":1: not a JSON object"),
+    ("problems", [{"answer": "3"}], ":1: no field `problem` or `question`"),
+    ("problems", [{"problem": " ", "answer": "3"}], ":1: `problem` must be text"),
+    ("problems", [{"problem": "x"}], ":1: no field `answer` or `solution`"),
+    ("problems", [{"problem": "x", "solution": "y"}], ":1: no `answer`"),
+    ("samples", [GOOD, {"problem": "x", "reward": 1}], ":2: no field `response`"),
+    ("samples", [GOOD | {"response": ""}], ":1: `response` must be text"),
+    ("samples", [GOOD | {"response": "", "truncated": True}], ":1: `response` must be text"),
+    ("samples", [{"response": "x", "reward": 1}], ":1: no field `prompt` or `problem`"),
+    ("samples", [{"problem": "x", "response": "y"}], ":1: `reward` must be a finite number"),
+    ("samples", [GOOD, json.dumps(GOOD | {"reward": math.nan})], ":2: `reward` must be a finite"),
+    ("samples", [GOOD | {"reward": math.inf}], ":1: `reward` must be a finite"),
+    ("samples", [GOOD | {"reward": "1"}], ":1: `reward` must be a finite"),
+    ("samples", [GOOD | {"reward": True}], ":1: `reward` must be a finite"),
+])
+def test_bad_lines_are_named(tmp_path, reader, rows, message):
+    path = write(tmp_path / "x.jsonl", *rows)
+    with pytest.raises(UserError, match=re.escape(message)):
+        rift.read_problems(path) if reader == "problems" else rift.read_samples(path, True)
+
+
+def test_an_empty_response_that_ended_by_itself_is_one(tmp_path, tiny):
+    path = write(tmp_path / "x.jsonl", GOOD | {"response": "", "truncated": False})
+    assert rift.encode(tiny[1], rift.read_samples(path, True)[0], "{problem}")[1] == [EOS]
+
+
+# ----------------------------------------------------------------------------- sampling loop
+
+def ids_of(tokenizer, problems):
+    return [rift.encode(tokenizer, row, "{problem}\n")[0] for row in problems]
+
+
+def test_greedy_sampling_is_generate_token_for_token(fresh, problems):
+    model, tokenizer = fresh
+    prompts = ids_of(tokenizer, problems)
+    assert len({len(prompt) for prompt in prompts}) > 2
+    for limit in (40, 9):                           # the second cuts responses off
+        config = Config(k=1, temperature=0, max_new_tokens=limit)
+        mine = rift.generate(model, prompts, config, [EOS], None)
+        for prompt, ids in zip(prompts, mine):
+            theirs = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(
+                1, len(prompt), dtype=torch.long), do_sample=False, max_new_tokens=limit)
+            assert ids == theirs[0, len(prompt):].tolist()
+            assert rift.generate(model, [prompt], config, [EOS], None) == [ids]
+
+
+def test_rows_stop_at_any_stop_token_at_the_limit_and_at_the_context(fresh):
+    model, tokenizer = fresh
+    prompt = ids_of(tokenizer, [{"problem": "12+34=?"}])
+    config = Config(k=1, temperature=0)
+    whole = rift.generate(model, prompt, config, [EOS], None)[0]
+    semicolon = tokenizer.convert_tokens_to_ids(";")
+    assert rift.generate(model, prompt, config, [EOS, semicolon], None)[0] == \
+        whole[:whole.index(semicolon) + 1]
+    model.config.max_position_embeddings = len(prompt[0]) + 5
+    assert rift.generate(model, prompt, config, [EOS], None)[0] == whole[:5]
+
+
+def test_choose_follows_temperature_and_top_p():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(20000, 1)
+    rng = torch.Generator().manual_seed(0)
+
+    def shares(temperature, top_p):
+        chosen = rift.choose(logits, temperature, top_p, rng)
+        return (torch.bincount(chosen, minlength=4) / len(chosen)).tolist()
+    assert shares(0, 1.0) == [1, 0, 0, 0]
+    assert shares(1.0, 1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.02)
+    assert shares(0.5, 1.0) == pytest.approx([x / 0.365 for x in (0.25, 0.09, 0.0225, 0.0025)],
+                                             abs=0.02)
+    assert shares(1.0, 0.6) == pytest.approx([0.625, 0.375, 0, 0], abs=0.02)
+    assert shares(1.0, 0.0) == [1, 0, 0, 0]
+
+
+def test_sampling_is_seeded_scored_and_from_the_models_distribution(fresh, problems):
+    model, tokenizer = fresh
+    config = Config(k=4, rows=32)
+    a, b = (rift.sample(model, tokenizer, problems, config) for _ in range(2))
+    assert a == b and len(a) == 4 * len(problems)
+    c = rift.sample(model, tokenizer, problems, dataclasses.replace(config, seed=1))
+    assert a != c
+    for row in a:
+        assert row["reward"] == (1.0 if rift.math_reward(row["response"], row["answer"]) else -0.2)
+        assert not row["truncated"] and row["kind"] in ("slips", "misconception")
+        assert row["tokens"] == len(rift.encode(tokenizer, row, "{problem}\n")[1])
+    # the first token's share agrees with the model's own probability
+    prompt = ids_of(tokenizer, problems[:1])
+    first = [ids[0] for ids in rift.generate(model, prompt, Config(k=4000, max_new_tokens=1), [EOS],
+                                             torch.Generator().manual_seed(0))]
+    with torch.no_grad():
+        probs = model(torch.tensor(prompt)).logits[0, -1].softmax(-1)
+    counts = torch.bincount(torch.tensor(first), minlength=len(probs)) / 4000
+    torch.testing.assert_close(counts.double(), probs, atol=0.03, rtol=0)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("tail", ["", '{"problem": "half a li'])
+def test_killed_sampling_goes_on_to_the_same_file(tiny, problems, tmp_path, monkeypatch, tail):
+    model, tokenizer = tiny
+    config, path = Config(k=2, rows=16), tmp_path / "samples.jsonl"
+    rift.sample(model, tokenizer, problems, config, tmp_path / "whole.jsonl")
+    generate, calls = rift.generate, []
+
+    def dying(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise Killed
+        return generate(*args)
+    monkeypatch.setattr(rift, "generate", dying)
+    with pytest.raises(Killed):
+        rift.sample(model, tokenizer, problems, config, path)
+    assert len(path.read_text().splitlines()) == 32          # two batches of three are kept
+    with open(path, "a") as file:                               # and a part of the third
+        file.write(json.dumps(GOOD) + "\n" + tail)
+    calls += [1] * 10
+    samples = rift.sample(model, tokenizer, problems, config, path)
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert rift.dump(samples) == path.read_text()
+    assert len(calls) == 14                                     # one batch was left to do
+
+
+# ---------------------------------------------------------------------------------- training
+
+def buffer():
+    return [{"problem": f"{a}+{b}=?", "answer": str(a + b), "reward": reward,
+             "response": f"{a}+{b}={a + b + wrong}; \\boxed{{{a + b + wrong}}}"}
+            for a, b, wrong, reward in [(12, 34, 0, 1.0), (57, 8, 0, 1.0), (57, 18, -10, -0.2),
+                                        (9, 9, 10, -1.0), (23, 23, 0, 0.5), (7, 5, 0, 0.0)]]
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a, b, **tolerance):
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **tolerance)
+
+
+@pytest.mark.parametrize("loss", rift.LOSSES)
+@pytest.mark.parametrize("level", ["sequence", "mean"])
+def test_micro_batches_change_nothing(fresh, loss, level):
+    model, tokenizer = fresh
+    start, ends, logs = weights(model), [], []
+    for budget in (10 ** 6, 60, 1):
+        model.load_state_dict(start)
+        logs.append(rift.train(model, tokenizer, buffer(), Config(
+            loss=loss, level=level, steps=2, batch_size=5, tokens_per_batch=budget)))
+        ends.append(weights(model))
+    assert len(logs[0]) == 2 and not torch.equal(ends[0]["lm_head.weight"], start["lm_head.weight"])
+    for end, log in zip(ends[1:], logs[1:]):
+        same(end, ends[0], rtol=1e-6, atol=1e-9)
+        for name in ("loss", "grad_norm", "logp_neg", "neg_share", "n_pos", "tokens"):
+            assert log[1][name] == pytest.approx(logs[0][1][name])
+
+
+def test_micro_batches_stay_within_the_budget():
+    lengths = [3, 3, 4, 9, 20]
+    parts = list(rift.micro_batches([0, 1, 2, 3, 4], lengths, 12))
+    assert parts == [[0, 1, 2], [3], [4]]
+
+
+def test_one_step_is_the_gradient_of_the_loss_on_its_samples(fresh):
+    """A step of train against AdamW on a gradient taken by hand, clipping included."""
+    model, tokenizer = fresh
+    rows = [row for row in buffer() if row["reward"]]
+    start = weights(model)
+    batch = rift.collate([rift.encode(tokenizer, row, "{problem}\n") for row in rows], model.device)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logps = logits.log_softmax(-1)[:, :-1].gather(2, batch["input_ids"][:, 1:, None]).squeeze(2)
+    mask = batch["mask"][:, 1:]
+    log_pi = (logps * mask).sum(1)
+    r = torch.tensor([row["reward"] for row in rows], dtype=torch.float64)
+    loss = torch.where(r > 0, -r * log_pi, -r * log_pi.exp()).sum() / mask.sum()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+    torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1).step()
+    want = weights(model)
+    model.load_state_dict(start)
+    history = rift.train(model, tokenizer, buffer(), Config(
+        steps=1, batch_size=5, lr=1e-3, warmup=0, max_grad_norm=0.01, weight_decay=0.1))
+    assert history[0]["loss"] == pytest.approx(loss.item())
+    assert history[0]["grad_norm"] == pytest.approx(norm.item()) and norm > 0.01
+    same(weights(model), want)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero(tiny):
+    model, tokenizer = tiny
+    start = weights(model)
+    history = rift.train(model, tokenizer, buffer(), Config(steps=10, warmup=0.2, lr=1e-9))
+    rates = [row["lr"] / 1e-9 for row in history]
+    assert rates[:3] == pytest.approx([0, 0.5, 1])
+    assert rates[3:] == pytest.approx([(1 + math.cos(math.pi * i / 8)) / 2 for i in range(1, 8)])
+    model.load_state_dict(start)
+
+
+def test_training_moves_right_up_and_wrong_down_and_teaches_eos(fresh):
+    """With pad = eos: after SFT on a response that stops early, the model stops there too."""
+    model, tokenizer = fresh
+    row = {"problem": "12+34=?", "response": "46", "reward": 1.0}
+    rift.train(model, tokenizer, [row], Config(steps=20, batch_size=1, lr=1e-3))
+    prompt = ids_of(tokenizer, [row])
+    out = rift.generate(model, prompt, Config(k=1, temperature=0), [EOS], None)[0]
+    assert tokenizer.decode(out[:-1]) == "46" and out[-1] == EOS
+    history = rift.train(model, tokenizer, [row | {"reward": -1.0}], Config(
+        steps=20, batch_size=1, lr=1e-3))
+    assert history[-1]["logp_neg"] < history[0]["logp_neg"] - 1
+    assert history[0]["neg_share"] == 1 and 0 < history[-1]["loss"] < history[0]["loss"]
+
+
+def test_batches_are_whole_passes_in_seeded_order():
+    stream = rift.batches([3, 5, 7, 9], 3, seed=0)
+    drawn = list(itertools.chain(*(next(stream) for _ in range(4))))
+    assert [sorted(drawn[i:i + 4]) for i in (0, 4, 8)] == [[3, 5, 7, 9]] * 3
+    assert len({tuple(drawn[i:i + 4]) for i in (0, 4, 8)}) > 1
+    assert next(rift.batches([3, 5, 7, 9], 3, seed=0)) == drawn[:3]
+
+
+def test_positives_mode_has_the_positives_of_rft_in_every_step(tiny, monkeypatch):
+    model, tokenizer = tiny
+    start, seen = weights(model), []
+    collate = rift.collate
+    monkeypatch.setattr(rift, "collate", lambda pairs, device: seen.append(pairs) or
+                        collate(pairs, device))
+    rows, steps = buffer(), []
+    for config in (Config(loss="rft", steps=4, batch_size=2, lr=1e-9),
+                   Config(loss="rift", steps=4, batch_size=2, lr=1e-9, positives=True)):
+        seen.clear()
+        history = rift.train(model, tokenizer, rows, config)
+        steps.append([sorted(pairs) for pairs in seen])
+    wrong = [rift.encode(tokenizer, row, "{problem}\n") for row in rows if row["reward"] < 0]
+    for rft, rift_ in zip(*steps):
+        assert [pair for pair in rift_ if pair not in wrong] == rft
+        assert sum(pair in wrong for pair in rift_) == round(2 * 2 / 3)
+    assert history[0]["tokens"] == sum(len(response) for _, response in steps[0][0])
+    model.load_state_dict(start)
+
+
+def test_what_each_loss_learns_from():
+    rows = buffer()
+    assert [len(rift.useful(rows, loss)) for loss in ("rift", "naive", "rft", "sft")] == [5, 5, 3, 6]
+    for loss, rewards in (("rift", [0.0, 0.0]), ("naive", [0.0]), ("rft", [0.0, -1.0])):
+        with pytest.raises(UserError, match="nothing to learn from"):
+            rift.useful([GOOD | {"reward": reward} for reward in rewards], loss)
+
+
+def test_a_step_that_is_not_finite_stops_with_the_last_good_weights(fresh, monkeypatch, tmp_path):
+    model, tokenizer = fresh
+    rows = [row | {"line": f"file:{i}"} for i, row in enumerate(buffer())]
+    config = Config(steps=4, batch_size=5, seed=0)
+    rift.train(model, tokenizer, rows, dataclasses.replace(config, steps=4), tmp_path)
+    model, tokenizer = rift.load_model(TINY, "cpu", torch.float64)
+    true, states = rift.response_logps, []
+
+    def failing(model, **batch):
+        states.append(weights(model))
+        return true(model, **batch) * (math.nan if len(states) == 3 else 1)
+    monkeypatch.setattr(rift, "response_logps", failing)
+    history = rift.train(model, tokenizer, rows, config)
+    assert len(history) == 3 and "step 3 is not finite" in history[-1]["stopped"]
+    assert "file:" in history[-1]["stopped"]
+    same(weights(model), states[2], rtol=0, atol=0)
+    monkeypatch.setattr(rift, "response_logps", true)           # nothing of it is left behind
+    model.load_state_dict(states[0])
+    again = rift.train(model, tokenizer, rows, config)
+    good = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in again] == [row["loss"] for row in good]
+
+
+def test_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    ends = []
+    for name in ("whole", "killed"):
+        model, tokenizer = rift.load_model(TINY, "cpu")
+        out = tmp_path / name
+        out.mkdir()
+        config = Config(steps=4, batch_size=3, save_every=2)
+        if name == "killed":
+            step, calls = torch.optim.AdamW.step, []
+
+            def dying(self, *args, step=step, calls=calls):
+                calls.append(1)
+                if len(calls) == 4:
+                    raise Killed
+                return step(self, *args)
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                patch.setattr(torch.optim.AdamW, "step", dying)
+                rift.train(model, tokenizer, buffer(), config, out)
+            model, tokenizer = rift.load_model(TINY, "cpu")
+        history = rift.train(model, tokenizer, buffer(), config, out)
+        ends.append(weights(model))
+        logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert logged == history and [row["step"] for row in history] == [1, 2, 3, 4]
+    same(*ends, rtol=0, atol=0)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x"
+    rift.write_whole(path, "old")
+
+    def failing(part):
+        part.write_text("ne")
+        raise OSError("No space left on device")
+    with pytest.raises(OSError):
+        rift.write_whole(path, failing)
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("length, warned", [(1, False), (200, True)])
+def test_warning_when_rift_has_become_rft(length, warned, capsys):
+    """A wrong response of 200 tokens at more than 0.5 nats each has pi = 0 in float32."""
+    model = small(tie_word_embeddings=True).float()
+    model.config.max_position_embeddings = 10 ** 6
+    tokenizer = rift.load_model(TINY, "cpu")[1]
+    rows = [GOOD | {"response": "1" * length, "reward": -0.2}, GOOD]
+    rift.train(model, tokenizer, rows, Config(steps=3, batch_size=2, lr=1e-9))
+    assert ("so this is RFT" in capsys.readouterr().err) is warned
+
+
+# -------------------------------------------------------------------------------- evaluation
+
+def test_pass_at_k_counts_the_draws():
+    for n, c in itertools.product((1, 4, 6), range(7)):
+        for k in range(1, n + 1):
+            if c <= n:
+                draws = list(itertools.combinations([True] * c + [False] * (n - c), k))
+                assert rift.pass_at_k(n, c, k) == pytest.approx(
+                    sum(map(any, draws)) / len(draws))
+
+
+def test_mean_se():
+    mean, error = rift.mean_se([0.0, 1.0, 1.0, 1.0])
+    assert mean == 0.75 and error == pytest.approx(0.25)
+    assert rift.mean_se([3.0]) == [3.0, 0.0]
+
+
+def test_evaluate_is_the_accuracy_of_the_samples(tiny, problems):
+    model, tokenizer = tiny
+    config = Config(k=4, right=5.0, wrong=-3.0)             # rewards do not change accuracy
+    results = rift.evaluate(model, tokenizer, problems, config)
+    drawn = rift.sample(model, tokenizer, problems, config)
+    greedy = rift.sample(model, tokenizer, problems, Config(k=1, temperature=0))
+    assert list(results) == ["all", "misconception", "slips"]
+    assert sum(results[kind]["n"] for kind in ("misconception", "slips")) == len(problems)
+    for kind, result in results.items():
+        mine = [row for row in drawn if kind in ("all", row["kind"])]
+        counts = [sum(row["reward"] > 0 for row in mine if row["problem"] == p["problem"])
+                  for p in problems if kind in ("all", p["kind"])]
+        assert result["greedy"][0] == pytest.approx(statistics.fmean(
+            row["reward"] > 0 for row in greedy if kind in ("all", row["kind"])))
+        assert result["mean@4"] == pytest.approx(rift.mean_se([c / 4 for c in counts]))
+        assert result["pass@4"][0] == pytest.approx(statistics.fmean(c > 0 for c in counts))
+        assert result["pass@2"][0] == pytest.approx(statistics.fmean(
+            rift.pass_at_k(4, c, 2) for c in counts))
+        assert result["tokens"][0] == pytest.approx(statistics.fmean(r["tokens"] for r in mine))
+    cut = rift.evaluate(model, tokenizer, problems, dataclasses.replace(config, max_new_tokens=2))
+    assert cut["all"]["truncated"][0] == 1 and cut["all"]["tokens"][0] == 2
+
+
+# ------------------------------------------------------------- compare and the command line
+
+def command(capsys, *argv):
+    """Exit status, stdout and stderr of `python rift.py ARGV`, run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["rift.py", *map(str, argv)])
+        status = rift.main()
+    return status, *capsys.readouterr()
+
+
+SMALL = ("--per-round", 8, "--limit", 6, "--k", 2, "--batch-size", 4)
+
+
+def test_compare_is_fair_goes_on_and_can_be_extended(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    status, text, _ = command(capsys, "--out", out, *SMALL)
+    assert status == 0 and max(map(len, text.split("wrote")[0].splitlines())) <= 80
+    results = json.loads((out / "results.json").read_text())
+    cells = {cell["method"]: cell for cell in results["cells"]}
+    buffer = [json.loads(line) for line in (out / "samples-0.jsonl").read_text().splitlines()]
+    right = sum(row["reward"] > 0 for row in buffer)
+    assert len(buffer) == 16 and list(cells) == list(rift.METHODS)
+    steps = math.ceil(1.5 * 16 / 4)
+    assert {m: cell["steps"] for m, cell in cells.items()} == {
+        "base": 0, "rft-passes": math.ceil(1.5 * right / 4), **dict.fromkeys(
+            ("sft", "rft-steps", "naive", "rift", "rift-positives"), steps)}
+    assert all(len(cell["curves"]["loss"]) == cell["steps"] for cell in cells.values())
+    assert (out / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    # the same command again only prints the table; more seeds are added to it
+    with monkeypatch.context() as patch:
+        patch.setattr(rift, "train", None)
+        again = command(capsys, "--out", out, *SMALL)[1]
+        assert again.split("all (6 problems)")[1] == text.split("all (6 problems)")[1]
+    status, text, _ = command(capsys, "--out", out, *SMALL, "--seed", 0, 1, "--methods", "rift")
+    assert status == 0 and text.count("seed 1  RIFT ") == 1
+    added = json.loads((out / "results.json").read_text())["cells"]
+    assert added[:7] == results["cells"] and [c["seed"] for c in added] == [0] * 7 + [1]
+    status, _, error = command(capsys, "--out", out, *SMALL, "--k", 4)
+    assert status == 2 and "holds another run's results (k 2 -> 4)" in error
+
+
+def test_compare_trains_every_method_from_the_same_start(tmp_path, capsys):
+    """A method's cell does not depend on which others are run before it; and a seed repeats."""
+    command(capsys, "--out", tmp_path / "a", *SMALL)
+    command(capsys, "--out", tmp_path / "b", *SMALL, "--methods", "rift")
+    a, b = (json.loads((tmp_path / name / "results.json").read_text())["cells"] for name in "ab")
+    mine = next(cell for cell in a if cell["method"] == "rift")
+    for name in ("curves", "results"):
+        assert mine[name] == b[0][name]
+    assert mine["curves"] != next(cell for cell in a if cell["method"] == "naive")["curves"]
+
+
+def test_compare_grid_and_rounds(tmp_path, capsys):
+    status, text, _ = command(capsys, "--out", tmp_path / "run", *SMALL, "--rounds", 2, "--methods",
+                              "base", "rft-steps", "rift", "--level", "sequence", "token",
+                              "--wrong", -0.2, -1)
+    cells = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
+    assert status == 0 and [(c["method"], c["level"], c["wrong"], c["round"]) for c in cells] == [
+        ("base", "sequence", -0.2, 1), *(("rft-steps", "sequence", -0.2, r) for r in (1, 2)),
+        *(("rift", "sequence", -0.2, r) for r in (1, 2)),
+        *(("rift", "sequence", -1, r) for r in (1, 2)),
+        *(("rft-steps", "token", -0.2, r) for r in (1, 2)),
+        *(("rift", "token", -0.2, r) for r in (1, 2)),
+        *(("rift", "token", -1, r) for r in (1, 2))]
+    assert "RIFT, level token, wrong -1.0, round 2" in text
+    assert len({json.dumps(cell["curves"]) for cell in cells}) >= 9
+
+
+def test_intervals():
+    assert rift.interval([[0.5, 0.1]]) == (0.5, 0.1)
+    mean, half = rift.interval([[x, 9.0] for x in (1.0, 2.0, 3.0, 4.0, 5.0)])
+    assert mean == 3 and half == pytest.approx(2.776445 * math.sqrt(2.5 / 5), rel=1e-5)
+
+
+def results_of(*seeds):
+    return {"settings": {"k": 8}, "hardware": {"device": "CPU", "threads": 2}, "cells": [
+        {"method": method, "seed": seed, "lr": 3e-4, "level": "sequence", "wrong": -0.2, "round": 1,
+         "steps": 5, "minutes": 0.5, "results": {"all": {
+             "n": 100, "greedy": [value + seed / 10, 0.03], "mean@8": [value, 0.04],
+             "pass@8": [1.0, 0.0]}}}
+        for seed in seeds for method, value in (("rft-steps", 0.25), ("rift", 0.5))]}
+
+
+def test_table():
+    one = rift.table(results_of(0)).splitlines()
+    assert one[0].split() == ["all", "(100", "problems)", "steps", "greedy", "mean@8", "pass@8"]
+    assert one[1].split() == ["RFT,", "same", "steps", "5", "25.0", "±", "3.0", "25.0", "±", "4.0",
+                              "100.0", "±", "0.0"]
+    assert one[3].split() == ["RIFT", "-", "RFT,", "same", "steps", "+25.0", "±", "4.2", "+25.0", "±",
+                              "5.7", "+0.0", "±", "0.0"]
+    assert one[-1] == "1.0 minutes on CPU, 2 threads"
+    two = rift.table(results_of(0, 1)).splitlines()
+    assert two[2].split()[2:6] == ["55.0", "±63.5", "50.0", "±"]      # 12.706 * 0.05
+    assert two[3].split()[5:8] == ["+25.0", "±", "0.0"]               # paired by seed
+    assert "95 % interval over 2 seeds" in two[-2]
+
+
+def test_sample_train_eval_score_hand_over_by_files(tmp_path, capsys):
+    status, text, _ = command(capsys, "sample", "--problems", HERE / "data" / "valid.jsonl",
+                              "--limit", 6, "--k", 2, "--out", tmp_path / "s")
+    samples = tmp_path / "s" / "samples.jsonl"
+    assert status == 0 and f"wrote {samples}: 12 samples" in text
+    status, text, _ = command(capsys, "train", "--samples", samples, "--loss", "naive", "--out",
+                              tmp_path / "t", "--batch-size", 4, "--save-every", 2)
+    assert status == 0 and "wrote" in text and len(
+        (tmp_path / "t" / "metrics.jsonl").read_text().splitlines()) == math.ceil(1.5 * 12 / 4)
+    rift.AutoModelForCausalLM.from_pretrained(tmp_path / "t" / "model")
+    assert "already" in command(capsys, "train", "--samples", samples, "--loss", "naive", "--out",
+                                tmp_path / "t", "--batch-size", 4, "--save-every", 2)[1]
+    status, text, _ = command(capsys, "eval", "--model", tmp_path / "t" / "model", "--limit", 4,
+                              "--k", 2, "--out", tmp_path / "e")
+    assert status == 0 and "all (4 problems)" in text
+    status, text, _ = command(capsys, "score", "--samples", samples, "--right", 3, "--wrong", -2,
+                              "--out", tmp_path / "r")
+    pairs = zip(rift.read_jsonl(samples), rift.read_jsonl(tmp_path / "r" / "samples.jsonl"))
+    assert all(new["reward"] == (3.0 if old["reward"] == 1.0 else -2.0) for old, new in pairs)
+
+
+def test_samples_made_elsewhere_train_as_they_are(tmp_path, capsys):
+    path = write(tmp_path / "x.jsonl", {"prompt": "7+8=", "response": "15", "reward": 0.7},
+                 {"problem": "7+8=?", "response": "16", "reward": -3})
+    assert command(capsys, "train", "--samples", path, "--out", tmp_path / "t")[0] == 0
+
+
+LONG = {"problem": "1+" * 100, "answer": "1", "response": "2", "reward": 1.0}
+
+
+@pytest.mark.parametrize("rows, argv, message", [
+    ([], "train --samples FILE", "empty"),
+    (["{"], "train --samples FILE", ":1: not a JSON object"),
+    ([{"problem": "x"}], "train --samples FILE", "no field `response`"),
+    ([GOOD | {"reward": math.nan}], "train --samples FILE", "must be a finite number"),
+    ([GOOD | {"reward": 0}], "train --samples FILE", "nothing to learn from"),
+    ([GOOD | {"reward": -1}], "train --loss rft --samples FILE", "nothing to learn from"),
+    ([LONG], "train --samples FILE", ":1: 201 tokens of prompt and 2 of response"),
+    ([LONG], "sample --problems FILE", ":1: 201 tokens of prompt"),
+    ([LONG | {"solution": "x"}], "compare --problems FILE", ":1: 201 tokens of prompt"),
+    ([GOOD], "compare --problems FILE", "no field `solution`"),
+    ([{"response": "x"}], "score --samples FILE", "no field `prompt` or `problem`"),
+    ([GOOD | {"answer": None}], "score --samples FILE", "no field `answer`"),
+    ([GOOD], "train", "train needs --samples"),
+    ([GOOD], "train --samples no-such-file", "no-such-file: cannot be read"),
+    ([GOOD], "train --samples FILE --model data/no-such-folder", "no such folder"),
+    ([GOOD], "train --samples FILE --model data", "no model that transformers can load"),
+    ([GOOD], "train --samples FILE --device nonsense", "no model that transformers can load"),
+    ([GOOD], "train --samples FILE --rate 1", "unrecognized arguments: --rate"),
+    ([GOOD], "train --samples FILE --k 4", "--k is not a flag of train"),
+    ([GOOD], "train --samples FILE --seed 1 2", "--seed: train takes one value"),
+    ([GOOD], "train --samples FILE --lr nan", "--lr nan: must be finite"),
+    ([GOOD], "train --samples FILE --batch-size 0", "--batch-size 0: must be"),
+    ([GOOD], "train --samples FILE --loss rfit", "--loss: invalid choice"),
+    ([GOOD], "train --samples FILE --template x", "has no {problem} in it"),
+    ([GOOD], "fit --samples FILE", "invalid choice: 'fit'"),
+])
+def test_mistakes_end_with_one_line_and_nothing_written(
+        tmp_path, capsys, monkeypatch, rows, argv, message):
+    path = write(tmp_path / "x.jsonl", *rows)
+    monkeypatch.chdir(HERE)
+    argv = [path if word == "FILE" else word for word in argv.split()]
+    status, out, error = command(capsys, *argv, "--out", tmp_path / "out")
+    assert status == 2 and message in error and error.startswith("rift.py: error: ")
+    assert error.count("\n") == 1 and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("x")
+    path = write(tmp_path / "x.jsonl", GOOD)
+    status, _, error = command(capsys, "score", "--samples", path, "--out", tmp_path)
+    assert status == 2 and "not a run of rift.py" in error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.tex", "x.jsonl"]
+
+
+def test_help_lists_every_flag_once(capsys):
+    with pytest.raises(SystemExit) as stop:
+        command(capsys, "--help")
+    text = capsys.readouterr().out
+    names = {f.name for f in dataclasses.fields(Config)} - {"command", "grid"}
+    assert stop.value.code == 0 and max(map(len, text.splitlines())) <= 80
+    assert names == set(rift.flags()) and all(
+        re.search(f"--{name.replace('_', '-')}\\s", text) for name in names)
+
+
+def test_ctrl_c_ends_with_one_line(capsys, monkeypatch):
+    def interrupt(config):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(rift, "run", interrupt)
+    status, _, error = command(capsys)
+    assert status == 130 and "goes on" in error
