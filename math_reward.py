@@ -6,8 +6,8 @@
 
 `extract_answer` finds the final answer in a response. `is_equiv` reads two answers, LaTeX or plain
 text, into small trees and compares them by form: numbers exactly, as fractions; constants such as
-\\sqrt2\\pi to 39 digits; expressions with symbols by their values at fixed points (Schwartz-Zippel);
-lists, intervals, matrices and equations part by part. What cannot be read is compared as text.
+\\sqrt2\\pi to 60 digits; expressions with symbols by their values at fixed points (Schwartz-Zippel
+testing); lists, intervals, matrices and equations part by part; the rest is compared as text.
 
 Nothing here can run long: length, nesting, digits and exponents are limited before any number is
 built, so there is no timer, no signal, no subprocess. All functions are pure; the only state is
@@ -33,8 +33,10 @@ MAX_BITS = 4_096         # of an exact number: 2^4000 is built, 2^5000 only comp
 MAX_WORK = 200_000       # bits of all results, while one expression is evaluated at one point
 MAX_COMPARISONS = 3_000  # of parts, while two answers are compared
 
-_MP = mpmath.MPContext()  # our own and never changed after the next line, hence safe in threads
-_MP.dps = 60              # 39 digits must agree, the others absorb rounding
+_MP = mpmath.MPContext()  # our own and never changed after these lines, hence safe in threads
+_MP.dps = 400             # mpmath caches these constants, and must not extend them in a thread
+_MP.ln(_MP.pi * _MP.e)
+_MP.dps = 80              # 60 digits must agree, the others absorb rounding
 
 
 def math_reward(response: str, gold: str) -> bool:
@@ -57,12 +59,12 @@ _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{|\\.|[{}]", re.S)
 _FORMULA = re.compile(  # no closing $ before a digit: "$5 and $10" holds no formula
     r"\$\$([^$]+)\$\$|\$([^$]+)\$(?![0-9])|\\\(((?:[^\\]|\\(?![()]))*)\\\)"
     r"|\\\[((?:[^\\]|\\(?![\[\]]))*)\\\]")
-_MARKER = re.compile(r"####|^A:|\b(?i:answer|ans|option)\b"
+_MARKER = re.compile(r"####|^A:|\b(?i:answers?|ans|option)\b"
                      r"(?:\W{0,4}(?i:is|are|was)\b|\W{0,3}[:=]|(?=\W{1,3}[A-Z]\b))", re.M)
 _NUMBER = re.compile(r"(?<![0-9A-Za-z_.])[-−]?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
                      r"(?: ?[/:] ?[0-9]+)?(?: ?(?:[ap]\.?m\b|hundred|thousand|million|billion))?")
 _CHOICE = re.compile(r"\W{0,3}(?:(?i:option|choice)\W{1,3})?"
-                     r"(?:([A-Z])(?:[).:,]|\W{0,9}$)|([B-HJ-Z]) [a-z])")
+                     r"(?:([A-Z])(?:[).:,]|\W{0,9}$)|([A-Z]) (?:because|since|as)\b)")
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?!(?:and|or|sqrt|pi|ln|log|exp|sin|cos|tan)\b)[A-Za-z]{2}")
 # boxes are one list if one sentence joins them: \boxed{1} papers and \boxed{2} bins
 _JOINS_BOXES = r"(?s)(?=.{1,60}$)(?=.*(?:,|\band\b|\bor\b))(?!.*\.\s).*"
@@ -72,7 +74,7 @@ _JOINS_FORMULAS = r"\s*(?:[,;]|,?\s*\b(?:and|or)\b)\s*"
 def extract_answer(response: str) -> str | None:
     """The final answer in a response, or None.
 
-    In this order: the last balanced \\boxed{} or \\fbox{}, unless "the answer is 5" comes after it;
+    In this order: the last balanced \\boxed{} or \\fbox{}, unless "final answer is 5" follows it;
     what follows "####", "A:" or "the answer is"; the last formula or number; a short response as it
     stands. Boxes or formulas joined by commas or "and" are one list. Only the last 20,000
     characters count, and only those after </think>.
@@ -80,9 +82,10 @@ def extract_answer(response: str) -> str | None:
     >>> extract_answer("the roots are \\\\boxed{1} and \\\\boxed{2}.")
     '1, 2'
     """
-    text = response[-MAX_RESPONSE:].rpartition("</think>")[2].strip()
+    text = response[-MAX_RESPONSE:].rpartition("</think>")[2].strip().strip("*")
     opened, boxes = [], []
-    for m in _BRACES.finditer(text) if "box" in text else ():
+    first = re.search(r"\\(?:boxed|fbox)", text)
+    for m in _BRACES.finditer(text, first.start()) if first else ():
         if m[0] == "}" and opened:
             start, inner = opened.pop()
             if inner:
@@ -90,48 +93,52 @@ def extract_answer(response: str) -> str | None:
                 boxes.append((start, m.end(), text[inner:m.start()]))
         elif m[0][-1] == "{" and m[0] != "\\{":
             opened.append((m.start(), m.end() if len(m[0]) > 1 else 0))
-    box = _last_run(boxes, text, _JOINS_BOXES)
+    box = _runs(boxes, text, _JOINS_BOXES)[-1:]
     marked = None
-    for m in _MARKER.finditer(text, box[1] if box else 0):
+    for m in _MARKER.finditer(text, box[0][1] if box else 0):
         rest = text[m.end():m.end() + 200].lstrip(" \n\t:=*")
-        if rest.strip(" .$") and (not box or re.match(r"\$|\\[(\[]|-?[0-9]", rest)):
+        final = text[m.start() - 6:m.start()] in ("final ", "Final ")
+        if rest.strip(" .$") and (not box or final and re.match(r"\$|\\[(\[]|-?[0-9]", rest)):
             marked = m
     if not marked:
-        return box[2] if box else _from_prose(text, len(text) <= 80)
+        return box[0][2] if box else _from_prose(text, len(text) <= 80)
     text = text[marked.end():].lstrip(" \n\t:=*")
-    formula = _FORMULA.match(text)
-    if formula:
-        return formula[formula.lastindex].strip()
+    formulas = _formulas(text)
+    if formulas and formulas[0][0] == 0:
+        return formulas[0][2]
     return _from_prose(re.split(r"\n|\.\s|<\|", text, maxsplit=1)[0].rstrip(" .*"), True)
 
 
-def _last_run(spans: list[tuple], text: str, joint: str) -> tuple | None:
-    """(start, end, content) of the last span and of those that text like `joint` ties to it."""
-    run = []
-    for span in reversed(spans):
-        if run and not re.fullmatch(joint, text[span[1]:run[-1][0]]):
-            break
-        run.append(span)
-    contents = dict.fromkeys(content.strip() for _, _, content in reversed(run))
-    return (run[-1][0], run[0][1], ", ".join(contents)) if run else None
+def _runs(spans: list[tuple], text: str, joint: str) -> list[tuple[int, int, str]]:
+    """Spans (start, end, content), those in a row that text like `joint` ties being one list."""
+    runs = []
+    for span in spans:
+        if runs and re.fullmatch(joint, text[runs[-1][-1][1]:span[0]]):
+            runs[-1].append(span)
+        else:
+            runs.append([span])
+    return [(run[0][0], run[-1][1], ", ".join(dict.fromkeys(span[2].strip() for span in run)))
+            for run in runs]
+
+
+def _formulas(text: str) -> list[tuple[int, int, str]]:
+    spans = [(m.start(), m.end(), m[m.lastindex]) for m in _FORMULA.finditer(text)]
+    return _runs([span for span in spans if span[2].strip()], text, _JOINS_FORMULAS)
 
 
 def _from_prose(text: str, whole: bool) -> str | None:
     """The answer in text without a box; `whole` if, failing all else, that is the text itself."""
-    formulas = [(m.start(), m.end(), m[m.lastindex]) for m in _FORMULA.finditer(text)
-                if m[m.lastindex].strip()]
-    choice = _CHOICE.match(text)
+    formulas, choice = _formulas(text), _CHOICE.match(text)
     bare = re.sub(r"\\[A-Za-z]+\s?(?:\{[A-Za-z ]*\})?", "", text)       # without commands
     short = text and not formulas and "\n" not in text and not _PROSE.search(bare)
     if choice and (short or whole):
         return choice[choice.lastindex]
     if short:
         return text
-    formula = _last_run(formulas, text, _JOINS_FORMULAS)
-    numbers = _NUMBER.findall(text, formula[1] if formula else 0)
+    numbers = _NUMBER.findall(text, formulas[-1][1] if formulas else 0)
     if numbers:
         return numbers[-1].rstrip(",")
-    return formula[2] if formula else text if whole and text else None
+    return formulas[-1][2] if formulas else text if whole and text else None
 
 
 # ------------------------------------------------------------------------------------- reading
@@ -163,10 +170,11 @@ def _fail():
 
 # what has one meaning gets one spelling; \ue000...\ue001 encloses words, \ue002 ends a row
 _UNICODE = {ord(c): s for cs, s in {
-    "\u200b\u200e\u200f\ue000\ue001\ue002€£¥": "", "\u00a0\u2009\u202f": " ", "−–—": "-", "×⋅·∗": "*",
-    "÷": "/", "°": "\\degree ", "²": "^2", "³": "^3", "½": "\\frac12", "π": "\\pi ", "√": "\\sqrt ",
-    "∞": "\\infty ", "≤": "<=", "≥": ">=", "≠": "!=", "∪": "\\cup ", "∈": "\\in ", "±": "\\pm ",
-    "≈": "\\approx ", "θ": "\\theta "}.items() for c in cs}
+    "\u200b\u200e\u200f\ue000\ue001\ue002€£¥": "", "\u00a0\u2009\u202f": " ", "−–—": "-",
+    "×⋅·∗": "*", "÷": "/", "°": "\\degree ", "²": "^2", "³": "^3", "½": "\\frac12",
+    "π": "\\pi ", "√": "\\sqrt ", "∞": "\\infty ", "≤": "<=", "≥": ">=", "≠": "!=",
+    "∪": "\\cup ", "∈": "\\in ", "±": "\\pm ", "≈": "\\approx ",
+    "θ": "\\theta "}.items() for c in cs}
 _ALIAS = {alias: name for name, aliases in {
     "\\frac": r"\dfrac \tfrac \cfrac", "\\binom": r"\dbinom \tbinom", "*": r"\cdot \times \ast",
     "/": "\\div", "^": "**", "|": r"\lvert \rvert \vert", "<": "\\lt", ">": "\\gt", "\\log": r"\lg",
@@ -183,13 +191,17 @@ _STYLE = re.compile(
     r"\\(?:displaystyle|textstyle|boxed|fbox|triangle)(?![A-Za-z])|m?\\angle(?![A-Za-z])|"
     r"^\s*(?:\\approx|[Aa]bout |[Aa]pproximately )")
 _MATRIX = re.compile(r"\\(begin|end) ?\{(?:[pb]?(?:small)?matrix|array)\}((?<=y\}) ?\{[lcr| ]*\})?")
+# {x | x > 1} is x > 1; 1,234 and 1 234 are numbers; 4:30 p.m. is one word
+_SET = re.compile(r"\\\{ ?[A-Za-z] ?(?:\\in[^|:{}]*)?(?:\\mid|\\vert|[|:])([^{}]*)\\\}")
 _THOUSANDS = re.compile(r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9]|,[0-9])|"
                         r"(?<![0-9.])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9])")
-_CLOCK = re.compile(r"\ue000?([0-9]{1,2}) ?(: ?[0-9]{2})?[ \ue000]*([ap])\.? ?m\b\.?[ \ue001]*", re.I)
-_REPEATING = re.compile(r"([0-9]*)\.([0-9]*) ?\\(?:overline|bar|dot) ?\{ ?([0-9]+) ?\}")
+_CLOCK = re.compile(
+    r"\ue000?([0-9]{1,2}) ?(: ?[0-9]{2})?[ \ue000]*([ap])\.? ?m\b\.?[ \ue001]*", re.I)
+_REPEATING = re.compile(
+    r"(?<![0-9])([0-9]*)\.([0-9]*) ?\\(?:overline|bar|dot) ?\{ ?([0-9]+) ?\}")
 _MIXED = re.compile(
-    r"(?<![0-9.^_])([0-9]+) ?\\[dtc]?frac ?(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))|"
-    r"(?<![0-9.^_])([0-9]+) ([0-9]+) ?/ ?([0-9]+)(?![0-9])")
+    r"(?<![0-9.^_])([0-9]+) ?(?:\\[dtc]?frac ?(?:\{ ?([0-9]+) ?\}|([0-9])) ?"
+    r"(?:\{ ?([0-9]+) ?\}|([0-9]))| ([0-9]+) ?/ ?([0-9]+)(?![0-9]))")
 _TOKEN = re.compile(
     r" *((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4}(?![0-9]))?|\\[A-Za-z]+|[A-Za-z]+|"
     r"\ue000[^\ue001]*\ue001|\*\*|[<>!]=|\\[{}]|[-+*/^_!|()\[\]{},;:&'=<>\ue002])")
@@ -225,9 +237,10 @@ def _normalise(s: str) -> str:
     s = re.sub(r"\$\s*\n\s*\$", " , ", s.translate(_UNICODE))   # formulas on lines of their own
     if re.search(r"\\\\(?:begin|frac|left|sqrt)", s):      # escaped twice
         s = s.replace("\\\\", "\\")
+    s = _SET.sub(r"{\1}", s.replace("\\mathbb{R}", "(-\\infty,\\infty)"))
     s = _MATRIX.sub(lambda m: "\\mat " if m[1] == "begin" else "\\endmat ", s)
     s = re.sub(r"\\\\(?:\[[^\]]*\])?", "\ue002", s) if "\\mat " in s else re.sub(r"\\+", r"\\", s)
-    s = _STYLE.sub("", _TEXT.sub(_inline, s.replace("\\mathbb{R}", "(-\\infty,\\infty)")))
+    s = _STYLE.sub("", _TEXT.sub(_inline, s))
     s = re.sub(r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))", r"\\degree ", s)
     s = re.sub(r"\^ ?(?:\{((?: ?\\prime)+) ?\}|\\prime(?![A-Za-z]))",
                lambda m: "'" * max(1, (m[1] or "").count("e")), s)
@@ -238,7 +251,7 @@ def _normalise(s: str) -> str:
     return _MIXED.sub(_improper, _REPEATING.sub(_repeating, s)).strip().rstrip(".").rstrip()
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=256)
 def _read(s: str) -> tuple[str, tuple | None]:
     """The text to compare, and the tree, or None if the parser cannot read the answer."""
     s = _normalise(s)
@@ -287,7 +300,7 @@ class _Parser:
 
     ("num", Fraction, last place if written as a decimal)  ("sym", name)  ("const", name)
     ("add", a, b, ...)  ("mul", a, b, ...)  ("pow", a, b)  ("fn", name, a, ...)
-    ("rel", operator, a, b)  ("base", digits, index)
+    ("rel", operator, a, b)
     ("seq", brackets, items): "()" "[)" ... tuples or intervals, "{}" sets, "" bare lists,
     "cup" unions, "<<=" chains of inequalities, "mat" rows, which are "row" of cells
     """
@@ -329,7 +342,7 @@ class _Parser:
             parts.append(self.level(n + 1))
         if n == 2 and self.now[:1] == "\ue000":
             parts[-1] = self.unit(parts[-1], "".join(self.tokens[start:self.at]))
-        return (_relation, _ratio, _union, _sum)[n](parts, ops) if ops else parts[0]
+        return _BUILDERS[n](parts, ops) if ops else parts[0]
 
     def unit(self, node: tuple, written: str) -> tuple:
         """Words after a value, with powers and slashes, are a unit. But 5 million is 5*10^6."""
@@ -378,8 +391,11 @@ class _Parser:
             elif token := self.take("!", "'", "\\degree"):
                 node = ("fn", token, _scalar(node))
             elif self.take("_"):
-                index = repr(self.signed(self.atom))
-                node = ("base", node, index) if node[0] == "num" else \
+                start = self.at
+                self.signed(self.atom)
+                index = "".join(self.tokens[start:self.at]).strip("{}")
+                # the base of a number is like a name: 12_5 against 12, but not 12_6
+                node = ("rel", "=", ("sym", "_" + index), node) if node[0] == "num" else \
                     ("sym", node[1] + "_" + index) if node[0] in ("sym", "const") else _fail()
             else:
                 return node
@@ -492,7 +508,7 @@ def _number(text: str) -> tuple:
 
 
 def _scalar(a: tuple) -> tuple:
-    return _fail() if a[0] in ("seq", "rel", "base") else a
+    return _fail() if a[0] in ("seq", "rel") else a
 
 
 def _matrix(rows) -> tuple:
@@ -515,18 +531,22 @@ def _sum(terms: list[tuple], ops: list[str]) -> tuple:
 
 def _mul(a: tuple, b: tuple) -> tuple:
     rows, columns = _rows(a), _rows(b)
-    if rows and columns:
-        columns = list(zip(*columns))
-        if len(rows[0]) != len(columns[0]) or len(rows) * len(columns) * len(rows[0]) > 64:
+    if rows and columns:                                   # of rationals: trees would grow as 2^n
+        values = [[[_value(x, "complex", 0) for x in row] for row in m] for m in (rows, columns)]
+        rational = all(isinstance(x, Fraction) for m in values for row in m for x in row)
+        if len(rows[0]) != len(columns) or not rational or _symbols(a) | _symbols(b):
             _fail()
-        return _matrix([("add", *map(_mul, row, column)) for column in columns] for row in rows)
+        return _matrix([_num(sum(map(Fraction.__mul__, row, column))) for column in zip(*values[1])]
+                       for row in values[0])
     if rows or columns:
+        if len(repr(b if rows else a)) > 1_000:            # it is copied into every cell
+            _fail()
         return _matrix([_mul(x, b) if rows else _mul(a, x) for x in row] for row in rows or columns)
     if _scalar(a) == _num(-1) and b[0] == "num":           # -0.5 is a decimal like 0.5
         return ("num", -b[1], b[2])
     if b == _num(1):
         return a
-    return ("mul", *(a[1:] if a[0] == "mul" else (a,)), *(_scalar(b)[1:] if b[0] == "mul" else (b,)))
+    return ("mul", *(x for f in (a, _scalar(b)) for x in (f[1:] if f[0] == "mul" else (f,))))
 
 
 def _pow(a: tuple, b: tuple) -> tuple:
@@ -537,26 +557,13 @@ def _inv(a: tuple) -> tuple:
     return _pow(a, _num(-1))
 
 
-def _ratio(parts: list[tuple], ops: list[str]) -> tuple:
-    """3:4 is a number, 1:2:3 a tuple of ratios to the first."""
-    ratios = tuple(_mul(part, _inv(parts[0])) for part in parts[1:])
-    return ("seq", "::", ratios) if len(ops) > 1 else _mul(parts[0], _inv(parts[1]))
-
-
-def _union(parts: list[tuple], ops: list[str]) -> tuple:
-    """Finite sets in a union are one set."""
-    points = tuple(x for p in parts if p[:2] == ("seq", "{}") for x in p[2])
-    parts = [p for p in parts if p[:2] != ("seq", "{}")] + [("seq", "{}", points)] * bool(points)
-    return parts[0] if len(parts) == 1 else ("seq", "cup", tuple(parts))
-
-
 def _relation(parts: list[tuple], ops: list[str]) -> tuple:
     if set(ops) <= {"=", "\\approx"}:
         if "\\approx" in ops:                              # x = pi/2 \approx 1.57 says pi/2
             parts = parts[:max(ops.index("\\approx"), _is_name(parts[0])) + 1]
-        if not any(map(_symbols, parts)) and parts[0][0] != "seq":
+        if not any(map(_symbols, parts)):
             return parts[-1]                               # 1+2 = 3 says 3
-        if len(parts) > 2 and all(map(_is_name, parts[:-1])):
+        if len(parts) > 2 and all(map(_is_name, parts[:-1])) and parts[-1][0] in ("num", "sym"):
             return _labelled([("rel", "=", p, parts[-1]) for p in parts[:-1]])     # x = y = 1
         if len(parts) > 1 and _is_name(parts[-1]) and not _is_name(parts[0]):
             parts = parts[::-1]                            # 5 = x
@@ -570,7 +577,7 @@ def _relation(parts: list[tuple], ops: list[str]) -> tuple:
         _fail()
     names = [i for i, part in enumerate(parts) if _symbols(part)]
     infinity = ("const", "\\infty")
-    if len(names) == 1 and _is_name(parts[names[0]]) and (len(ops), names[0]) in ((1, 0), (1, 1), (2, 1)):
+    if (len(ops), *names) in ((1, 0), (1, 1), (2, 1)) and parts[names[0]][0] == "sym":
         low, left, right, high = _mul(_num(-1), infinity), "(", ")", infinity
         if names[0] > 0:                                   # 1 < x <= 2 is x in (1,2]
             low, left = parts[0], "(["[ops[0] == "<="]
@@ -588,7 +595,7 @@ def _is_name(a: tuple) -> bool:
     if a[0] == "seq":
         return all(map(_is_name, a[2]))
     if a[0] == "mul":
-        return all(_is_name(x) and (x[0] == "pow" or x[0] == "sym" and x[1][0].isupper()) for x in a[1:])
+        return all(_is_name(x) and (x[0] == "pow" or x[1][0].isupper()) for x in a[1:])
     if a[0] == "pow":
         return a[2] == _num(-1) and _is_name(a[1])
     return a[0] in ("sym", "const") or a[0] == "fn" and (a[1][-1] == ")" or _is_name(a[2]))
@@ -596,7 +603,8 @@ def _is_name(a: tuple) -> bool:
 
 def _labelled(items: list[tuple]) -> tuple:
     """x=1, x=2 and x=1, 2 are a list named x; x=1, y=2 is (x,y) = (1,2)."""
-    names = [i[2] if i[0] == "rel" and i[1] in ("=", "\\in") and _is_name(i[2]) else None for i in items]
+    names = [i[2] if i[0] == "rel" and i[1] in ("=", "\\in") and _is_name(i[2]) else None
+             for i in items]
     values = tuple(i[3] if name else i for i, name in zip(items, names))
     if names[0] and set(names) <= {names[0], None}:
         if all(i[:2] == ("rel", "\\in") for i in items):   # x<1 or x>2
@@ -621,6 +629,13 @@ def _merge(plus: tuple, minus: tuple) -> tuple:
     return ("seq", "", (plus, minus))
 
 
+def _ratio(parts: list[tuple], ops: list[str]) -> tuple:
+    return _mul(parts[0], _inv(parts[1])) if len(ops) == 1 else _fail()
+
+
+_BUILDERS = (_relation, _ratio, lambda parts, ops: ("seq", "cup", tuple(parts)), _sum)
+
+
 # ---------------------------------------------------------------------------------- comparison
 
 def _same(a: tuple, b: tuple, left: list[int]) -> bool:
@@ -636,8 +651,6 @@ def _same(a: tuple, b: tuple, left: list[int]) -> bool:
     for x, y in ((a, b), (b, a)):
         if x[0] == "rel":                                  # x = 5 against 5
             return x[1] in ("=", "\\in") and _is_name(x[2]) and _same(x[3], y, left)
-        if x[0] == "base":                                 # 12_5 against 12, but not 12_6
-            return y[0] == "num" and y[1] == x[1][1]
     for x, y in ((a, b), (b, a)):
         if x[0] == "seq" and x[1] in ("", "{}") and not (y[0] == "seq" and y[1] in ("", "{}")):
             if x[2] and all(_same(item, y, left) for item in x[2]):    # {5}, or 5 said twice
@@ -655,7 +668,7 @@ def _same_relation(a: tuple, b: tuple, left: list[int]) -> bool:
     if a[2][0] == b[2][0] == a[3][0] == b[3][0] == "seq":  # (x,y) = (1,2) against (y,x) = (2,1)
         pairs = ([("rel", "=", *pair) for pair in zip(r[2][2], r[3][2])] for r in (a, b))
         return a[3][1] == b[3][1] == "()" and _same_set(*pairs, left)
-    if a[1] == "\\in" or {"seq", "rel", "base"} & {x[0] for x in (*a[2:], *b[2:])}:
+    if a[1] == "\\in" or {"seq", "rel"} & {x[0] for x in (*a[2:], *b[2:])}:
         return False
     u, v = (_sum([r[2], r[3]], "-") for r in (a, b))       # equations: equal up to a factor
     ratios = []
@@ -702,29 +715,36 @@ def _same_value(a: tuple, b: tuple) -> bool:
 
 
 def _rounds(a: tuple, b: tuple, u, v) -> bool:
-    """0.33333333 against 1/3: right in every place written and to a millionth; never for integers."""
+    """0.33333333 against 1/3: right in every place written and to a millionth, but no integer."""
     places = [x[2] for x in (a, b) if x[0] == "num" and x[2]]
     if not places or any(isinstance(x, Fraction) and x.denominator == 1 for x in (u, v)):
         return False
-    gap, size = abs(_mp(u) - _mp(v)), min(abs(_mp(u)), abs(_mp(v)))
-    return gap <= size * 1e-12 or \
-        len(places) == 1 and gap <= size * 1e-6 and gap < _mp(places[0])   # 1e-12: noise of floats
+    decimal, exact = (abs(_mp(x)) for x in ((u, v) if places[0] in a else (v, u)))
+    gap = abs(_mp(u) - _mp(v))
+    if gap <= exact * 1e-12:                               # the noise of floats
+        return True
+    return len(places) == 1 and gap <= exact * 1e-6 and \
+        gap <= _mp(places[0]) / (2 if decimal > exact else 1)      # rounded, or cut off
 
 
 # ---------------------------------------------------------------------------------- evaluation
 
-@lru_cache(maxsize=1024)
-def _symbols(a: tuple, functions: bool = False) -> frozenset[str]:
-    """Names of the symbols and unknown functions in a tree; or of its constants and functions."""
-    found = {a[1]} if a[0] in (("fn", "const") if functions else ("sym",)) or \
-        a[0] == "fn" and a[1] not in _KNOWN else set()
-    return frozenset(found.union(*(_symbols(x, functions) for x in (a[2] if a[0] == "seq" else a[1:])
-                                   if isinstance(x, tuple))))
+@lru_cache(maxsize=256)
+def _names(a: tuple) -> frozenset[str]:
+    """All symbols, constants and functions in a tree."""
+    found = {a[1]} if a[0] in ("sym", "const", "fn") else set()
+    parts = a[2] if a[0] == "seq" else a[1:]
+    return frozenset(found.union(*(_names(x) for x in parts if isinstance(x, tuple))))
+
+
+def _symbols(a: tuple) -> frozenset[str]:
+    return _names(a) - _FIXED
 
 
 def _pairs(a: tuple, b: tuple) -> Iterator[tuple]:
     """The values of two expressions at the points where both have one."""
-    symbols, used = _symbols(a) | _symbols(b), _symbols(a, True) | _symbols(b, True)
+    used = _names(a) | _names(b)
+    symbols = used - _FIXED
     # reals of both signs tell sqrt(x^2) from x; integers suit n! and floors; the rest is complex
     modes = ["integer"] if used & {"!", "binom", "\\lfloor", "\\lceil"} else \
         ["complex"] if "i" in used or not symbols else ["real", "complex"]
@@ -739,7 +759,7 @@ def _pairs(a: tuple, b: tuple) -> Iterator[tuple]:
             return
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _value(a: tuple, mode: str, point: int):
     """The value of an expression at a fixed point; None where it has none, or no real one."""
     try:
@@ -769,11 +789,11 @@ def _equal(u, v) -> bool:
 
 def _negligible(x, *others) -> bool:
     """Is x but rounding error beside the others?"""
-    return not x or _MP.mag(x) < max(_MP.mag(_mp(o)) for o in others) - 130
+    return not x or _MP.mag(x) < max(_MP.mag(_mp(o)) for o in others) - 200
 
 
 def _eval(a: tuple, mode: str, point: int, work: list[int]):
-    """The value of a tree: a Fraction as long as that is exact, else a 60-digit number."""
+    """The value of a tree: a Fraction as long as that is exact, else an 80-digit number."""
     kind = a[0]
     args = [_eval(x, mode, point, work) for x in a[1:] if isinstance(x, tuple)]
     if kind == "num":
@@ -785,10 +805,10 @@ def _eval(a: tuple, mode: str, point: int, work: list[int]):
     elif kind in ("add", "mul"):
         value = args[0]
         for x in args[1:]:
-            exact = isinstance(value, Fraction) and isinstance(x, Fraction)
-            u, v = (value, x) if exact else (_mp(value), _mp(x))
-            value = u * v if kind == "mul" else u + v
-            if kind == "add" and not exact and _negligible(value, u, v):
+            if isinstance(value, Fraction) != isinstance(x, Fraction):
+                value, x = _mp(value), _mp(x)
+            before, value = value, value * x if kind == "mul" else value + x
+            if kind == "add" and not isinstance(value, Fraction) and _negligible(value, before, x):
                 value = Fraction(0)                        # what cancels cancels exactly
             _charge(value, work)
     elif kind == "pow":
@@ -829,20 +849,28 @@ def _power(a, b):
         return a ** n
     if q % 2 and not isinstance(a, _MP.mpc) and a < 0:     # the real odd root
         return _power(-a, b) * (-1) ** n
-    if exact and 1 < size < 180 * q:                       # sqrt(4) is 2 exactly
-        top, bottom = (int(_MP.nint(_mp(Fraction(m)) ** (_MP.one / q)))
-                       for m in (a.numerator, a.denominator))
-        if q * max(top, bottom).bit_length() < 2 * MAX_BITS and \
-                top ** q == a.numerator and bottom ** q == a.denominator:
+    if exact and a > 0 and q < size:                       # sqrt(4) is 2 exactly
+        top, bottom = _root(a.numerator, q), _root(a.denominator, q)
+        if top ** q == a.numerator and bottom ** q == a.denominator:
             return Fraction(top, bottom) ** n
     return _mp(a) ** _mp(b)
+
+
+def _root(n: int, q: int) -> int:
+    """The q-th root of n, rounded down, by Newton's method from above."""
+    y = 1 << -(-n.bit_length() // q)
+    x = y + 1
+    while y < x:
+        x, y = y, ((q - 1) * y + n // y ** (q - 1)) // q
+    return x
 
 
 _KNOWN = {"sin": _MP.sin, "cos": _MP.cos, "tan": _MP.tan, "arcsin": _MP.asin, "arccos": _MP.acos,
           "arctan": _MP.atan, "sinh": _MP.sinh, "cosh": _MP.cosh, "tanh": _MP.tanh, "ln": _MP.ln,
           "exp": _MP.exp, "sec": lambda x: 1 / _MP.cos(x), "csc": lambda x: 1 / _MP.sin(x),
           "cot": lambda x: 1 / _MP.tan(x), "\\degree": lambda x: x * _MP.pi / 180, "|": abs,
-          "!": math.factorial, "binom": math.comb, "\\lfloor": math.floor, "\\lceil": math.ceil}
+          "!": math.factorial, "binom": math.comb, "\\lfloor": _MP.floor, "\\lceil": _MP.ceil}
+_FIXED = {*_KNOWN, "\\pi", "e", "i", "\\infty"}
 
 
 def _call(name: str, args: list, mode: str, point: int):
@@ -851,14 +879,14 @@ def _call(name: str, args: list, mode: str, point: int):
         return _at(name + _MP.nstr(_mp(x), 20), mode, point)
     if name in ("!", "binom"):
         limit = 500 if name == "!" else MAX_BITS
-        if any(not isinstance(v, Fraction) or v.denominator > 1 or not 0 <= v <= limit for v in args):
+        if not all(isinstance(v, Fraction) and v % 1 == 0 <= v <= limit for v in args):
             _fail()
         return Fraction(_KNOWN[name](*map(int, args)))
     if name in ("\\lfloor", "\\lceil"):
         if not isinstance(x, (Fraction, _MP.mpf)) or abs(x) > 1e30:
             _fail()
-        near = x if isinstance(x, Fraction) else _MP.nint(x)
-        return Fraction(_KNOWN[name](near if _equal(near, x) else x))
+        near = _MP.nint(_mp(x))                            # log_2 8 is 3, not 2.999...
+        return Fraction(int(near if _equal(near, x) else _KNOWN[name](_mp(x))))
     if name == "|":
         return abs(x)
     if x and _MP.mag(_mp(x)) > (17 if name in ("exp", "sinh", "cosh", "tanh") else 60):

@@ -50,7 +50,6 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -82,12 +81,12 @@ class Config:       # every setting; each is a flag of the commands named before
     temperature: float = 1.0        # sample eval compare: of sampling; 0 is greedy
     top_p: float = 1.0              # sample eval compare: mass of the tokens sampled from
     max_new_tokens: int = 256       # sample eval compare: longest response
-    rows: int = 512                 # sample eval compare: responses generated side by side
+    rows: int = 256                 # sample eval compare: responses generated side by side
     right: float = 1.0              # sample score compare: reward of a right answer
     wrong: float = -0.2             # sample score compare: reward of a wrong answer
     loss: str = "rift"              # train: rift, naive, rft or sft
     level: str = "sequence"         # train compare: the pi of a response: sequence, mean or token
-    epochs: float = 1.5             # train compare: passes over the samples
+    epochs: float = 3.0             # train compare: passes over the samples
     steps: int = 0                  # train: optimizer steps; 0 counts them from --epochs
     batch_size: int = 64            # train compare: samples per optimizer step
     positives: bool = False         # train: --batch-size counts positives; negatives are added
@@ -193,16 +192,60 @@ LOSSES = {"rift": rift_loss, "naive": naive_loss, "rft": rft_loss, "sft": sft_lo
 
 # ------------------------------------------------- log-probabilities without the full logits
 
-LOGITS_AT_ONCE = 2 ** 24     # numbers
+LOGITS_AT_ONCE, LOGITS_KEPT = 2 ** 23, 3 * 2 ** 24      # how many numbers
+
+
+class LinearLogps(torch.autograd.Function):
+    """log_softmax(hidden @ weight.T)[target] of each row, in float32 or better: hidden (N, D),
+    weight (V, D), targets (N,) -> (N,). The logits (N, V) come in pieces of the vocabulary; the
+    first few are kept, the others made again in the backward pass."""
+
+    @staticmethod
+    def pieces(hidden: Tensor, weight: Tensor, targets: Tensor) -> Iterator[tuple]:
+        """Each piece's rows of weight, these rows, and the (row, column) of the targets in it."""
+        size = max(1, LOGITS_AT_ONCE * (16 if hidden.is_cuda else 1) // len(hidden))
+        for start in range(0, len(weight), size):
+            part = weight[start:start + size].to(hidden.dtype)
+            at = ((targets >= start) & (targets < start + size)).nonzero().squeeze(1)
+            yield slice(start, start + size), part, (at, targets[at] - start)
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        chosen = hidden.new_zeros(len(hidden), dtype=wide)
+        total, ctx.kept = torch.full_like(chosen, -torch.inf), []
+        for rows, part, at in LinearLogps.pieces(hidden, weight, targets):
+            logits = (hidden @ part.T).to(wide)
+            chosen[at[0]] = logits[at]
+            total = torch.logaddexp(total, logits.logsumexp(1))
+            if rows.stop * len(hidden) <= LOGITS_KEPT:
+                ctx.kept.append(logits)
+        ctx.save_for_backward(hidden, weight, targets, total)
+        return chosen - total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, targets, total = ctx.saved_tensors
+        grad_hidden, grad_weight = torch.zeros_like(hidden), torch.empty_like(weight)
+        kept, ctx.kept = ctx.kept[::-1], None
+        for rows, part, at in LinearLogps.pieces(hidden, weight, targets):
+            logits = kept.pop() if kept else (hidden @ part.T).to(total.dtype)
+            delta = logits.sub_(total[:, None]).exp_().mul_(-grad[:, None])   # onehot - softmax
+            delta[at] += grad[at[0]]
+            delta = delta.to(hidden.dtype)
+            grad_hidden.addmm_(delta, part)
+            grad_weight[rows] = delta.T @ hidden
+        return grad_hidden, grad_weight, None
 
 
 def plain_head(model: Any) -> bool:
-    """Whether the logits are just the output embedding's, not scaled or soft-capped after it."""
-    ids = torch.arange(2, device=model.device)[None]
+    """Whether logits are hidden @ weight.T and nothing else: no bias, scale or soft cap."""
+    ids, head = torch.arange(2, device=model.device)[None], model.get_output_embeddings()
     with torch.no_grad():
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         logits = model(input_ids=ids, use_cache=False).logits
-        return torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-3, atol=1e-4)
+        return torch.allclose(hidden @ head.weight.T, logits, rtol=1e-3, atol=1e-4)
 
 
 def response_logps(model: Any, input_ids: Tensor, attention_mask: Tensor, mask: Tensor,
@@ -210,25 +253,20 @@ def response_logps(model: Any, input_ids: Tensor, attention_mask: Tensor, mask: 
     """log pi(token | all before it) at the response tokens, (B, T-1) in nats, 0 elsewhere.
 
     input_ids, attention_mask and mask (true at response tokens) are (B, T), padded on the right;
-    column t of the result belongs to token t + 1. The head runs on response positions alone, in
-    pieces whose logits are computed again in the backward pass, so no (B, T, V) tensor is ever
-    held. A head that is not `plain` is left to the model, at that cost.
+    column t of the result belongs to token t + 1. The head runs on response positions alone and
+    in pieces; a head that is not `plain` is left to the model, at the cost of the full logits.
     """
-    where = mask[:, 1:].bool()                                                  # (B, T-1)
-    out = (model.base_model if plain else model)(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    hidden = (out.last_hidden_state if plain else out.logits)[:, :-1][where]    # (N, D or V)
-    head = model.get_output_embeddings() if plain else torch.nn.Identity()
-
-    def piece(h: Tensor, targets: Tensor) -> Tensor:
-        logits = head(h)
+    where, inputs = mask[:, 1:].bool(), {"input_ids": input_ids, "attention_mask": attention_mask}
+    targets, kind = input_ids[:, 1:][where], input_ids.device.type              # (N,)
+    if plain:
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][where]
+        if torch.is_autocast_enabled(kind):
+            hidden = hidden.to(torch.get_autocast_dtype(kind))
+        logps = LinearLogps.apply(hidden, model.get_output_embeddings().weight, targets)
+    else:
+        logits = model(**inputs, use_cache=False).logits[:, :-1][where]         # (N, V)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return -F.cross_entropy(logits, targets, reduction="none")
-
-    size = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
-    pairs = list(zip(hidden.split(size), input_ids[:, 1:][where].split(size)))
-    logps = torch.cat([piece(*pair) if len(pairs) == 1 else
-                       checkpoint(piece, *pair, use_reentrant=False) for pair in pairs])
+        logps = -F.cross_entropy(logits, targets, reduction="none")
     return logps.new_zeros(where.shape).masked_scatter(where, logps)
 
 

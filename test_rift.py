@@ -188,12 +188,19 @@ def small(cls=LlamaForCausalLM, config=LlamaConfig, **more):
                       max_position_embeddings=64, **more)).double().eval()
 
 
+def with_bias(model):
+    model.lm_head.bias = torch.nn.Parameter(torch.randn(50, dtype=torch.float64))
+    return model
+
+
 @pytest.mark.parametrize("model, plain", [
     (small(tie_word_embeddings=True), True), (small(tie_word_embeddings=False), True),
-    (small(Gemma2ForCausalLM, Gemma2Config, final_logit_softcapping=0.02), False)])
-@pytest.mark.parametrize("piece", [1, 7 * 50, 10 ** 9])
-def test_logps_and_gradients_are_those_of_the_full_logits(model, plain, piece, monkeypatch):
+    (small(Gemma2ForCausalLM, Gemma2Config, final_logit_softcapping=0.02), False),
+    (with_bias(small(tie_word_embeddings=False)), False)])
+@pytest.mark.parametrize("piece, kept", [(1, 0), (7 * 8, 7 * 20), (10 ** 9, 10 ** 9)])
+def test_logps_and_gradients_are_those_of_the_full_logits(model, plain, piece, kept, monkeypatch):
     monkeypatch.setattr(rift, "LOGITS_AT_ONCE", piece)
+    monkeypatch.setattr(rift, "LOGITS_KEPT", kept)
     assert rift.plain_head(model) is plain
     batch = rift.collate([([1, 2, 3], [4, 5, 6, 7]), ([8], [9, 10]), ([1, 1], [0])], model.device)
     mine = rift.response_logps(model, **batch, plain=plain)
@@ -206,6 +213,21 @@ def test_logps_and_gradients_are_those_of_the_full_logits(model, plain, piece, m
                                  retain_graph=True) for logps in (mine, full)]
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b)
+
+
+def test_logps_under_autocast_are_those_of_the_model(tiny):
+    """bfloat16 activations over float32 weights, as on CUDA: same values, gradients in float32."""
+    model = tiny[0]
+    batch = rift.collate([([1, 2, 3], [4, 5, 6, 7]), ([8], [9, 10])], model.device)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine = rift.response_logps(model, **batch)
+        full = rift.response_logps(model, **batch, plain=False)
+    assert mine.dtype == torch.float32
+    torch.testing.assert_close(mine, full, rtol=0.02, atol=0.05)
+    grads = [torch.autograd.grad(logps.sum(), list(model.parameters())) for logps in (mine, full)]
+    for a, b in zip(*grads):
+        assert a.dtype == torch.float32 and torch.cosine_similarity(
+            a.flatten(), b.flatten(), 0) > 0.98
 
 
 def test_collate_trains_the_response_and_its_eos_alone(tiny):
@@ -641,9 +663,9 @@ def test_compare_is_fair_goes_on_and_can_be_extended(tmp_path, capsys, monkeypat
     buffer = [json.loads(line) for line in (out / "samples-0.jsonl").read_text().splitlines()]
     right = sum(row["reward"] > 0 for row in buffer)
     assert len(buffer) == 16 and list(cells) == list(rift.METHODS)
-    steps = math.ceil(1.5 * 16 / 4)
+    steps = math.ceil(3 * 16 / 4)
     assert {m: cell["steps"] for m, cell in cells.items()} == {
-        "base": 0, "rft-passes": math.ceil(1.5 * right / 4), **dict.fromkeys(
+        "base": 0, "rft-passes": math.ceil(3 * right / 4), **dict.fromkeys(
             ("sft", "rft-steps", "naive", "rift", "rift-positives"), steps)}
     assert all(len(cell["curves"]["loss"]) == cell["steps"] for cell in cells.values())
     assert (out / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -724,7 +746,7 @@ def test_sample_train_eval_score_hand_over_by_files(tmp_path, capsys):
     status, text, _ = command(capsys, "train", "--samples", samples, "--loss", "naive", "--out",
                               tmp_path / "t", "--batch-size", 4, "--save-every", 2)
     assert status == 0 and "wrote" in text and len(
-        (tmp_path / "t" / "metrics.jsonl").read_text().splitlines()) == math.ceil(1.5 * 12 / 4)
+        (tmp_path / "t" / "metrics.jsonl").read_text().splitlines()) == math.ceil(3 * 12 / 4)
     rift.AutoModelForCausalLM.from_pretrained(tmp_path / "t" / "model")
     assert "already" in command(capsys, "train", "--samples", samples, "--loss", "naive", "--out",
                                 tmp_path / "t", "--batch-size", 4, "--save-every", 2)[1]
