@@ -127,7 +127,7 @@ def step() -> Iterator[dict[str, Any]]:
             trainer = SFTTrainer(model, SFTConfig(
                 folder, per_device_train_batch_size=64, max_steps=10, learning_rate=3e-4,
                 report_to=[], save_strategy="no", logging_steps=1, disable_tqdm=True, use_cpu=True,
-                bf16=False, gradient_checkpointing=False, completion_only_loss=True,
+                bf16=False, activation_checkpointing=False, completion_only_loss=True,
                 max_length=None, dataset_num_proc=None),
                 processing_class=tokenizer, train_dataset=Dataset.from_list(
                     [{"input_ids": p + r, "completion_mask": [0] * len(p) + [1] * len(r)}

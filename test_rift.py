@@ -439,10 +439,20 @@ def test_micro_batches_change_nothing(fresh, loss, level):
             assert log[1][name] == pytest.approx(logs[0][1][name])
 
 
-def test_micro_batches_stay_within_the_budget():
-    lengths = [3, 3, 4, 9, 20]
-    parts = list(rift.micro_batches([0, 1, 2, 3, 4], lengths, 12))
-    assert parts == [[0, 1, 2], [3], [4]]
+def test_micro_batches_stay_within_the_budget(tiny, monkeypatch):
+    (model, tokenizer), seen, collate = tiny, [], rift.collate
+    start = weights(model)
+    monkeypatch.setattr(rift, "collate", lambda pairs, device: seen.append(pairs) or
+                        collate(pairs, device))
+    rows = [GOOD | {"response": "1" * (n - 7)} for n in (10, 10, 11, 16, 27)]   # 6 prompt, 1 EOS
+    rift.train(model, tokenizer, rows, Config(steps=1, batch_size=5, tokens_per_batch=33, lr=1e-9))
+    lengths = [[len(prompt) + len(response) for prompt, response in pairs] for pairs in seen]
+    assert lengths == [[27], [11, 16], [10, 10]] and all(
+        len(part) * max(part) <= 33 for part in lengths)
+    seen.clear()
+    rift.train(model, tokenizer, rows, Config(steps=1, batch_size=5, tokens_per_batch=9, lr=1e-9))
+    assert [len(pairs) for pairs in seen] == [1] * 5           # a longer row goes by itself
+    model.load_state_dict(start)
 
 
 def test_one_step_is_the_gradient_of_the_loss_on_its_samples(fresh):
@@ -494,11 +504,10 @@ def test_training_moves_right_up_and_wrong_down_and_teaches_eos(fresh):
 
 
 def test_batches_are_whole_passes_in_seeded_order():
-    stream = rift.batches([3, 5, 7, 9], 3, seed=0)
-    drawn = list(itertools.chain(*(next(stream) for _ in range(4))))
+    drawn = list(itertools.islice(rift.shuffled([3, 5, 7, 9], seed=0), 12))
     assert [sorted(drawn[i:i + 4]) for i in (0, 4, 8)] == [[3, 5, 7, 9]] * 3
     assert len({tuple(drawn[i:i + 4]) for i in (0, 4, 8)}) > 1
-    assert next(rift.batches([3, 5, 7, 9], 3, seed=0)) == drawn[:3]
+    assert list(itertools.islice(rift.shuffled([3, 5, 7, 9], seed=0), 3)) == drawn[:3]
 
 
 def test_positives_mode_has_the_positives_of_rft_in_every_step(tiny, monkeypatch):
@@ -712,7 +721,7 @@ def test_compare_grid_and_rounds(tmp_path, capsys):
 def test_intervals():
     assert rift.interval([[0.5, 0.1]]) == (0.5, 0.1)
     mean, half = rift.interval([[x, 9.0] for x in (1.0, 2.0, 3.0, 4.0, 5.0)])
-    assert mean == 3 and half == pytest.approx(2.776445 * math.sqrt(2.5 / 5), rel=1e-5)
+    assert mean == 3 and half == pytest.approx(2.776445 * math.sqrt(2.5 / 5), rel=1e-3)
 
 
 def results_of(*seeds):
@@ -787,8 +796,8 @@ LONG = {"problem": "1+" * 100, "answer": "1", "response": "2", "reward": 1.0}
     ([GOOD], "train --samples FILE --model data", "no model that transformers can load"),
     ([GOOD], "train --samples FILE --device nonsense", "no model that transformers can load"),
     ([GOOD], "train --samples FILE --rate 1", "unrecognized arguments: --rate"),
-    ([GOOD], "train --samples FILE --k 4", "--k is not a flag of train"),
-    ([GOOD], "train --samples FILE --seed 1 2", "--seed: train takes one value"),
+    ([GOOD], "train --samples FILE --k 4", "unrecognized arguments: --k 4"),
+    ([GOOD], "train --samples FILE --seed 1 2", "unrecognized arguments: 2"),
     ([GOOD], "train --samples FILE --lr nan", "--lr nan: must be finite"),
     ([GOOD], "train --samples FILE --batch-size 0", "--batch-size 0: must be"),
     ([GOOD], "train --samples FILE --loss rfit", "--loss: invalid choice"),
@@ -814,14 +823,17 @@ def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.tex", "x.jsonl"]
 
 
-def test_help_lists_every_flag_once(capsys):
-    with pytest.raises(SystemExit) as stop:
-        command(capsys, "--help")
-    text = capsys.readouterr().out
-    names = {f.name for f in dataclasses.fields(Config)} - {"command", "grid"}
-    assert stop.value.code == 0 and max(map(len, text.splitlines())) <= 80
-    assert names == set(rift.flags()) and all(
-        re.search(f"--{name.replace('_', '-')}\\s", text) for name in names)
+def test_help_lists_every_flag_of_a_command(capsys):
+    seen = set()
+    for name in ("compare", "sample", "score", "train", "eval"):
+        with pytest.raises(SystemExit) as stop:
+            command(capsys, name, "--help")
+        text = capsys.readouterr().out
+        assert stop.value.code == 0 and max(map(len, text.splitlines())) <= 80
+        listed = set(re.findall(r"^  --([a-z-]+)", text, re.M))
+        assert listed == {flag.replace("_", "-") for flag in rift.flags(name)}
+        seen |= rift.flags(name).keys()
+    assert seen == {f.name for f in dataclasses.fields(Config)} - {"command", "grid"}
 
 
 def test_ctrl_c_ends_with_one_line(capsys, monkeypatch):
