@@ -58,7 +58,8 @@ DIFFERENCES = (("rift", "rft-passes", "RIFT - RFT, same passes"),
                ("rift", "rft-steps", "RIFT - RFT, same steps"),
                ("rift-positives", "rft-steps", "RIFT - RFT, same positives"),
                ("rift", "naive", "RIFT - naive"))
-GRID = ("seed", "lr", "level", "wrong")         # of these, compare takes several values
+OWN_LR = {"sft": 1e-4, "naive": 1e-4}      # best of the search in data/search.json; others: 3e-4
+GRID = ("seed", "lr", "level", "wrong")     # of these, compare takes several values
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)    # Student's, 2 to 10 seeds
 
 class UserError(Exception):
@@ -89,7 +90,7 @@ class Config:       # every setting; each is a flag of the commands named before
     batch_size: int = 64            # train compare: samples per optimizer step
     positives: bool = False         # train: --batch-size counts positives; negatives are added
     tokens_per_batch: int = 16384   # train compare: padded tokens per micro-batch, for memory
-    lr: float = 3e-4                # train compare: peak learning rate of AdamW
+    lr: float = 3e-4                # train compare: peak learning rate (compare: each its own)
     warmup: float = 0.1             # train compare: share of the steps to warm up over
     weight_decay: float = 0.0       # train compare: of AdamW
     max_grad_norm: float = 1.0      # train compare: gradients are clipped at this norm
@@ -611,6 +612,8 @@ def compare(config: Config, out: Path, model: Any, tokenizer: Any, problems: lis
         cell = {"method": method, **dict(zip(GRID, values))}
         for name in GRID[1:] if method == "base" else GRID[3:] if method[1:3] == "ft" else ():
             cell[name] = getattr(Config, name)              # what makes no difference to it
+        if "lr" not in config.grid:
+            cell["lr"] = OWN_LR.get(method, config.lr)
         if any(cell.items() <= finished.items() for finished in results["cells"]):
             continue
         one = replace(config, **{name: cell[name] for name in GRID})
@@ -735,6 +738,7 @@ def parse(argv: list[str]) -> Config:
     many = (*GRID, "methods") if command == "compare" else ()
     for name, text in flags(command).items():
         kind = str if name == "methods" else type(getattr(Config, name))
+        text += f" [{getattr(Config, name)}]" if kind in (int, float) else ""
         parser.add_argument("--" + name.replace("_", "-"), help=text, **(
             {"action": "store_true"} if kind is bool else {
                 "type": kind, "choices": choices.get(name), "metavar": "X",

@@ -1,13 +1,19 @@
 """Tests of rift.py and math_reward.py, in the order of the two files."""
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import itertools
 import json
 import math
+import os
 import re
 import shlex
+import shutil
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -842,3 +848,122 @@ def test_ctrl_c_ends_with_one_line(capsys, monkeypatch):
     monkeypatch.setattr(rift, "run", interrupt)
     status, _, error = command(capsys)
     assert status == 130 and "goes on" in error
+
+
+# -------------------------------------------------------------------- README.md and data/
+
+README = (HERE / "README.md").read_text(encoding="utf-8")
+
+
+def fences(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def test_readme_commands_parse(tmp_path):
+    lines = [line for block in fences("sh") for line in block.splitlines() if "rift.py" in line]
+    assert len(lines) >= 6
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        assert words[:2] == ["python", "rift.py"]
+        rift.parse(words[2:])
+
+
+def test_readme_shows_the_loss_as_it_is():
+    assert inspect.getsource(rift.rift_loss) in fences("python")[0]
+
+
+@pytest.mark.parametrize("name", ["results", "seeds"])
+def test_readme_tables_are_the_shipped_results(name):
+    results = json.loads((HERE / "data" / f"{name}.json").read_text())
+    assert rift.table(results) in [block.rstrip("\n") for block in fences("text")]
+    for name, path in (("problems", "train"), ("test", "test"), ("model", "tiny-base")):
+        now = rift.settings(Config(**{name: str(HERE / "data" / path) + ".jsonl" * (name != "model")}))
+        assert results["settings"][name] == now[name]           # made from the data that is shipped
+
+
+def test_compare_takes_the_best_learning_rates_of_the_search():
+    cells = json.loads((HERE / "data" / "search.json").read_text())["cells"]
+    for method in rift.METHODS:
+        by_lr = {}
+        for cell in cells:
+            if cell["method"] == method:
+                by_lr.setdefault(cell["lr"], []).append(cell["results"]["all"]["mean@8"][0])
+        best = max(by_lr, key=lambda lr: statistics.fmean(by_lr[lr]))
+        if method != "base":
+            assert len(by_lr) == 3 and {len(seeds) for seeds in by_lr.values()} == {3}
+            assert rift.OWN_LR.get(method, Config.lr) == best
+
+
+def test_readme_prose_quotes_the_tables():
+    tables = " ".join(fences("text"))
+    section = README.split("## What we found")[1].split("## ")[0].split("```")[0]
+    numbers = re.findall(r"[-+]?\d+\.\d", section)
+    assert len(numbers) > 5 and all(number.lstrip("+") in tables for number in numbers)
+
+
+def test_readme_benchmarks_are_the_shipped_ones():
+    for row in json.loads((HERE / "data" / "bench.json").read_text()):
+        beside = [f"{row['peer']:g}", f"{row['ratio']:g}"] if row["peer"] else ["", ""]
+        cells = [row["row"], row["metric"], f"{row['ours']:g}", *beside, row["goal"],
+                 "yes" if row["met"] else "no"]
+        assert f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |") in README
+
+
+def test_readme_scale_out_example_has_the_gradient_of_one_process(tmp_path):
+    """Two processes of 4 samples take the steps of one process of 8."""
+    pytest.importorskip("accelerate", reason="the Scale out example needs accelerate")
+    code = next(block for block in fences("python") if "RiftTrainer" in block)
+    assert len(code.splitlines()) <= 25
+    code = code.replace("learning_rate=3e-4", "learning_rate=0.1, optim='sgd', max_grad_norm=0, "
+                        "lr_scheduler_type='constant', max_steps=3, disable_tqdm=True")
+    rows = [{"problem": f"{a}+{b}=?", "reward": 1.0 if b % 3 else -1.0,
+             "response": f"{a}+{b}={a + b}; \\boxed{{{a + b}}}"} for a in (3, 12) for b in range(6, 18)]
+    samples, ends = write(tmp_path / "samples.jsonl", *rows), []
+    for processes, size in ((2, 4), (1, 8)):
+        (tmp_path / "scale.py").write_text(code.replace("batch_size=4", f"batch_size={size}"))
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone",
+             f"--nproc_per_node={processes}", "scale.py", samples], cwd=tmp_path, text=True,
+            capture_output=True, env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+        model = rift.AutoModelForCausalLM.from_pretrained(tmp_path / "scaled" / "checkpoint-3")
+        ends.append(weights(model))
+        shutil.rmtree(tmp_path / "scaled")
+    start = weights(rift.load_model(TINY, "cpu")[0])
+    moved = max((ends[0][name] - start[name]).abs().max() for name in start)
+    assert moved > 1e-4
+    same(*ends, rtol=0, atol=moved / 1000)
+
+
+def test_every_script_runs_with_what_is_in_requirements():
+    """rift.py and math_reward.py import nothing but the standard library and the four packages."""
+    allowed = {"torch", "transformers", "sympy", "mpmath", "tqdm", "matplotlib", "math_reward"}
+    for name in ("rift.py", "math_reward.py"):
+        tree = ast.parse((HERE / name).read_text())
+        for node in ast.walk(tree):
+            for module in ([alias.name for alias in node.names] if isinstance(node, ast.Import)
+                           else [node.module] if isinstance(node, ast.ImportFrom) else []):
+                assert module.split(".")[0] in allowed | set(sys.stdlib_module_names), module
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec", "compile", "__import__")
+
+
+def test_data_is_disjoint_right_and_small(tmp_path):
+    sets = {name: rift.read_problems(str(HERE / "data" / f"{name}.jsonl"))
+            for name in ("train", "valid", "test")}
+    assert len(sets["test"]) == 2000
+    problems = [row["problem"] for rows in sets.values() for row in rows]
+    assert len(set(problems)) == len(problems)
+    for row in itertools.chain(*sets.values()):
+        terms = re.findall(r"([-+*]?)(\d+)", row["problem"])
+        value = [int(terms[0][1])]
+        for op, number in terms[1:]:
+            if op == "*":
+                value[-1] *= int(number)
+            else:
+                value.append(int(op + number))
+        assert sum(value) == int(row["answer"]) and ("*" in row["problem"]) == (
+            row["kind"] == "misconception")
+        assert rift.math_reward(row["solution"], row["answer"])
+    assert sum(path.stat().st_size for path in (HERE / "data").rglob("*")) < 8e6
+    assert sum(path.stat().st_size for path in (HERE / "data" / "tiny-base").rglob("*")) < 3e6
