@@ -842,11 +842,22 @@ def run(config: Config) -> None:
             figure(results, out / "figure.png")
         print("wrote " + ", ".join(str(path) for path in sorted(out.iterdir())))
 
+def peak_memory() -> str:
+    """The most memory that this process has held, on the GPU where there is one."""
+    if torch.cuda.is_available():
+        return f"peak memory {torch.cuda.max_memory_allocated() / 2 ** 30:.1f} GB"
+    if sys.platform == "win32":
+        return ""
+    import resource
+    unit = 2 ** 30 if sys.platform == "darwin" else 2 ** 20         # bytes there, kilobytes here
+    return f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.1f} GB"
+
 def main() -> int:
     """The command line: 0, or 2 after one line that says what is wrong with the input."""
     transformers.utils.logging.disable_progress_bar()
     try:
         run(parse(sys.argv[1:]))
+        print(peak_memory())
     except (UserError, OSError) as error:
         print(f"rift.py: error: {error}", file=sys.stderr)
         return 2

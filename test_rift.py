@@ -175,7 +175,7 @@ def test_metrics_and_precision():
     assert metrics["pi_neg"] == pytest.approx((math.exp(-0.9) + math.exp(-0.7)) / 2)
     assert metrics["grad_neg"] == 0                                     # no graph, no gradient
     half = rift.rift_loss(LOGPS.bfloat16(), MASK, REWARDS.float())[0]
-    assert half.dtype == torch.float32
+    assert half.dtype == rift.log_policy(LOGPS.bfloat16(), MASK, "mean")[0].dtype == torch.float32
     parts = [rift.rift_loss(LOGPS[i:i + 1], MASK[i:i + 1], REWARDS[i:i + 1], normalizer=3)[1]
              | {"loss": 0.0} for i in range(3)]
     for name, value in rift.combine(parts).items():
@@ -408,6 +408,25 @@ def test_killed_sampling_goes_on_to_the_same_file(tiny, problems, tmp_path, monk
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert rift.dump(samples) == path.read_text()
     assert len(calls) == 14                                     # one batch was left to do
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_without_pad_and_with_many_eos(tmp_path, tiny, problems, dtype):
+    """Weights load as float32 masters; no pad token is needed; every eos of the model stops."""
+    model, tokenizer = rift.load_model(TINY, "cpu", dtype)
+    semicolon = tokenizer.convert_tokens_to_ids(";")
+    model.generation_config.eos_token_id = [EOS, semicolon]
+    model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token = None
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = rift.load_model(str(tmp_path), "cpu")
+    assert model.dtype == torch.float32 and tokenizer.pad_token is None
+    samples = rift.sample(model, tokenizer, problems, Config(k=1))
+    assert not any(";" in row["response"] or row["truncated"] for row in samples)
+    assert any("=" in row["response"] for row in samples)
+    history = rift.train(model, tokenizer, buffer(), Config(steps=2))
+    assert history[1]["loss"] == pytest.approx(rift.train(
+        *rift.load_model(str(tmp_path), "cpu"), buffer(), Config(steps=2))[1]["loss"])
 
 
 # ---------------------------------------------------------------------------------- training
