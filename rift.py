@@ -509,6 +509,8 @@ def train(model: Any, tokenizer: Any, samples: list[Sample], config: Config,
         (out / "metrics.jsonl").write_text(dump(history))
     on_gpu, plain = model.device.type == "cuda", plain_head(model.eval())
     model.train()
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_enable()
     for step in tqdm(range(steps), f"training {config.loss}", ncols=79, disable=None, leave=False):
         mine = list(itertools.islice(order, config.batch_size))
         left = sorted(mine + list(itertools.islice(extra_order, beside)), key=lengths.__getitem__)
@@ -823,8 +825,6 @@ def run(config: Config) -> None:
     elif command == "train" and (out / "model").exists():
         print(f"{out / 'model'} is there already, from the same settings")
     elif command == "train":
-        if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
         history = train(model, tokenizer, samples, config, out)
         write_whole(out / "model", lambda path: (model.save_pretrained(path),
                                                  tokenizer.save_pretrained(path)))

@@ -624,6 +624,17 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old"
 
 
+def test_gradient_checkpointing_changes_nothing():
+    ends = []
+    for enabled in (False, True):
+        model, tokenizer = rift.load_model(TINY, "cpu", torch.float64)
+        rift.train(model, tokenizer, buffer(), Config(steps=2, batch_size=5,
+                                                      gradient_checkpointing=enabled))
+        assert model.is_activation_checkpointing is enabled
+        ends.append(weights(model))
+    same(*ends, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("length, warned", [(1, False), (200, True)])
 def test_warning_when_rift_has_become_rft(length, warned, capsys):
     """A wrong response of 200 tokens at more than 0.5 nats each has pi = 0 in float32."""
