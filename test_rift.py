@@ -713,6 +713,7 @@ def test_compare_is_fair_goes_on_and_can_be_extended(tmp_path, capsys, monkeypat
         "base": 0, "rft-passes": math.ceil(3 * right / 4), **dict.fromkeys(
             ("sft", "rft-steps", "naive", "rift", "rift-positives"), steps)}
     assert all(len(cell["curves"]["loss"]) == cell["steps"] for cell in cells.values())
+    assert cells["rift-positives"]["curves"] != cells["rift"]["curves"]
     assert (out / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     # the same command again only prints the table; more seeds are added to it
     with monkeypatch.context() as patch:
