@@ -61,9 +61,9 @@ def logps_child(which: str) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
     import rift
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=VOCABULARY, hidden_size=896, num_hidden_layers=1,
-                                         intermediate_size=4864, num_attention_heads=14,
-                                         num_key_value_heads=2, tie_word_embeddings=False))
+    model = Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=896, intermediate_size=4864, num_hidden_layers=1,
+        num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=False))
     kept = sum(parameter.nbytes for parameter in model.parameters())     # gradients stay: no extra
     batch = rift.collate([(list(range(16)), torch.randint(VOCABULARY, (TOKENS,)).tolist())],
                          torch.device("cpu"))
@@ -179,8 +179,9 @@ def main_job() -> Iterator[dict[str, Any]]:
     cores = sorted(os.sched_getaffinity(0))[:2]
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        subprocess.run([sys.executable, str(HERE / "rift.py"), "--out", f"{folder}/run"], check=True,
-                       stdout=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, cores))
+        subprocess.run([sys.executable, str(HERE / "rift.py"), "--out", f"{folder}/run"],
+                       check=True, stdout=subprocess.DEVNULL,
+                       preexec_fn=lambda: os.sched_setaffinity(0, cores))
         minutes = (time.perf_counter() - started) / 60
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2 ** 20
     yield row("python rift.py, 2 cores", "minutes", minutes, None, 5, False)
@@ -228,7 +229,8 @@ def main() -> None:
     for name in args.rows or ROWS:
         missing = [p for p in needs.get(name, []) if importlib.util.find_spec(p) is None]
         if missing or name == "checker" and not args.cases:
-            print(f"{name}: left out, {missing[0] + ' is not installed' if missing else 'no --cases'}")
+            why = f"{missing[0]} is not installed" if missing else "no --cases"
+            print(f"{name}: left out, {why}")
             continue
         for result in ROWS[name](*[args.cases] * (name == "checker")):
             results = [r for r in results if (r["row"], r["metric"]) != (
