@@ -779,10 +779,8 @@ def results_of(*seeds):
 def test_table():
     one = rift.table(results_of(0)).splitlines()
     assert one[0].split() == ["all", "(100", "problems)", "steps", "greedy", "mean@8", "pass@8"]
-    assert one[1].split() == ["RFT,", "same", "steps", "5", "25.0", "±", "3.0", "25.0", "±",
-                              "4.0", "100.0", "±", "0.0"]
-    assert one[3].split() == ["RIFT", "-", "RFT,", "same", "steps", "+25.0", "±", "4.2", "+25.0", "±",
-                              "5.7", "+0.0", "±", "0.0"]
+    assert one[1].split() == "RFT, same steps 5 25.0 ± 3.0 25.0 ± 4.0 100.0 ± 0.0".split()
+    assert one[3].split() == "RIFT - RFT, same steps +25.0 ± 4.2 +25.0 ± 5.7 +0.0 ± 0.0".split()
     assert one[-1] == "1.0 minutes on CPU, 2 threads"
     two = rift.table(results_of(0, 1)).splitlines()
     assert two[2].split()[2:6] == ["55.0", "±63.5", "50.0", "±"]      # 12.706 * 0.05
@@ -1149,14 +1147,16 @@ def test_readme_scale_out_example_has_the_gradient_of_one_process(tmp_path):
     code = code.replace("learning_rate=3e-4", "learning_rate=0.1, optim='sgd', max_grad_norm=0, "
                         "lr_scheduler_type='constant', max_steps=3, disable_tqdm=True")
     rows = [{"problem": f"{a}+{b}=?", "reward": 1.0 if b % 3 else -1.0,
-             "response": f"{a}+{b}={a + b}; \\boxed{{{a + b}}}"} for a in (3, 12) for b in range(6, 18)]
+             "response": f"{a}+{b}={a + b}; \\boxed{{{a + b}}}"}
+            for a in (3, 12) for b in range(6, 18)]
     samples, ends = write(tmp_path / "samples.jsonl", *rows), []
     for processes, size in ((2, 4), (1, 8)):
         (tmp_path / "scale.py").write_text(code.replace("batch_size=4", f"batch_size={size}"))
         done = subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", "--standalone",
-             f"--nproc_per_node={processes}", "scale.py", samples], cwd=tmp_path, text=True,
-            capture_output=True, env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"})
+             f"--nproc_per_node={processes}", "scale.py", samples], cwd=tmp_path,
+            text=True, capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr[-2000:]
         model = rift.AutoModelForCausalLM.from_pretrained(tmp_path / "scaled" / "checkpoint-3")
         ends.append(weights(model))
