@@ -213,14 +213,15 @@ class LinearLogps(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden, weight, targets, total = ctx.saved_tensors
-        grad_hidden, grad_weight = torch.zeros_like(hidden), torch.empty_like(weight)
+        grad_hidden = torch.zeros_like(hidden, dtype=total.dtype)
+        grad_weight = torch.empty_like(weight)
         for rows, part, at in LinearLogps.pieces(hidden, weight, targets):
             logits = ctx.kept.pop(0) if ctx.kept else (hidden @ part.T).to(total.dtype)
             delta = logits.sub_(total[:, None]).exp_().mul_(-grad[:, None])
             delta[at] += grad[at[0]]                            # grad (onehot - softmax)
-            grad_hidden.addmm_(delta.to(hidden.dtype), part)
+            grad_hidden += delta.to(hidden.dtype) @ part        # summed in float32 or better
             grad_weight[rows] = delta.to(hidden.dtype).T @ hidden
-        return grad_hidden, grad_weight, None
+        return grad_hidden.to(hidden.dtype), grad_weight, None
 
 def plain_head(model: Any) -> bool:
     """Whether logits are hidden @ weight.T and nothing else: no bias, scale or soft cap."""
