@@ -207,7 +207,8 @@ def checker(files: list[str]) -> Iterator[dict[str, Any]]:
             for case in some:
                 check(case["response"], case["gold"])
             return len(some) / (time.perf_counter() - started)
-        a, b = in_turn(lambda: rate(math_reward), lambda: rate(theirs), 1)
+        math_reward("1", "1"), theirs("1", "1")             # imports; no case is seen twice
+        a, b = rate(math_reward), rate(theirs)
         yield row(f"checker, {Path(file).stem}", "cases/s, beside Math-Verify", a, b, 10)
 
 
