@@ -17,7 +17,7 @@ each negative weighted by its own probability: what is already unlikely is left 
     python rift.py eval --model FOLDER        a model's accuracy -> results.json
 
 Departures from the paper, and gaps filled: pi(y|x) underflows for long responses, so `level` has
-two other pi; a step is normalised by its response tokens (a constant to AdamW, not to clipping);
+two other pi; a step is divided by its response tokens (level mean: samples), a constant to AdamW;
 a response cut off at the length limit is not taught to end there.
 """
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Config:       # every setting; each is a flag of the commands named before
     rows: int = 256                 # sample eval compare: responses generated side by side
     right: float = 1.0              # sample score compare: reward of a right answer
     wrong: float = -0.2             # sample score compare: reward of a wrong answer
-    loss: str = "rift"              # train: rift, naive, rft or sft
+    loss: str = "rift"              # train: rift, naive, rft or sft (every sample)
     level: str = "sequence"         # train compare: the pi of a response: sequence, mean or token
     epochs: float = 3.0             # train compare: passes over the samples
     steps: int = 0                  # train: optimizer steps; 0 counts them from --epochs
@@ -99,7 +99,7 @@ class Config:       # every setting; each is a flag of the commands named before
     methods: tuple[str, ...] = tuple(METHODS)   # compare: rows of the table
     rounds: int = 1                 # compare: of sampling and training, each on new problems
     per_round: int = 300            # compare: problems to learn from in a round
-    quick: bool = False             # compare: a small form of the same path, half a minute
+    quick: bool = False             # compare: --k 4 --limit 100 --per-round 100: half a minute
     command: str = "compare"
     grid: dict[str, list] = field(default_factory=dict)
 
@@ -164,8 +164,8 @@ def finish(terms: Tensor, used: Tensor, logps: Tensor, rewards: Tensor, log_pi: 
     n_*, counts; logp_*, pi_*, mean log pi and mean pi; grad_*, the L1 norm of the loss's
     gradient at logps (0 without a graph). ValueError at a reward that is not finite.
     """
-    for row in (~rewards.isfinite()).nonzero():
-        raise ValueError(f"rewards[{int(row)}] is {float(rewards[row])}: a reward must be finite")
+    if bad := [i for i, reward in enumerate(rewards.tolist()) if not math.isfinite(reward)]:
+        raise ValueError(f"rewards[{bad[0]}] is {rewards[bad[0]]}: a reward must be finite")
     loss = torch.where(used, terms, 0).sum() / (normalizer or max(int(used.sum()), 1))
     grad = (torch.autograd.grad(loss, logps, retain_graph=True)[0].abs().sum(1)
             if loss.requires_grad else torch.zeros_like(log_pi))
@@ -266,11 +266,11 @@ def read_jsonl(path: str) -> list[dict[str, Any]]:
     """The objects of a JSONL file, each with its `line` for messages."""
     rows = []
     try:
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+        for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):
             if line.strip():
                 rows.append(json.loads(line) | {"line": f"{path}:{number}"})
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+        raise UserError(f"{path}: cannot be read ({error})") from None
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}:{number}: not a JSON object ({error})") from None
     if not rows:
@@ -293,6 +293,7 @@ def read_problems(path: str, limit: int = 0) -> list[Problem]:
     for row in rows:
         row["problem"] = text_field(row, "problem", "question")
         text_field(row, "prompt", "problem")                    # a prompt of its own, if it has one
+        text_field(row, "kind") if "kind" in row else None
         text = text_field(row, "answer", "solution")
         if row.get("answer") is None or "####" in text:
             row.setdefault("solution", text)
@@ -312,7 +313,7 @@ def read_samples(path: str, rewards: bool) -> list[Sample]:
         if reward is None and not rewards:
             row["reward"] = 1.0
         elif type(reward) not in (int, float) or not abs(reward) < 3e38:        # float32
-            raise UserError(f"{row['line']}: `reward` must be a finite number, not {reward}")
+            raise UserError(f"{row['line']}: `reward` must be a finite number, not {reward!r}")
     return rows
 
 def dump(rows: list[Any]) -> str:
@@ -352,7 +353,7 @@ def load_model(path: str, device: str, dtype: torch.dtype = torch.float32) -> tu
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(f"{path}: no model that transformers can load on {device} "
                         f"({str(error).strip().splitlines()[0]})") from None
     if tokenizer.eos_token_id is None:
@@ -613,7 +614,8 @@ def compare(config: Config, out: Path, model: Any, tokenizer: Any, problems: lis
     grid = {name: config.grid.get(name, [getattr(config, name)]) for name in GRID}
     for *values, method in itertools.product(*grid.values(), config.methods):
         cell = {"method": method, **dict(zip(GRID, values))}
-        for name in GRID[1:] if method == "base" else GRID[3:] if method[1:3] == "ft" else ():
+        for name in {"base": GRID[1:], "naive": (), "rift": (), "rift-positives": ()}.get(
+                method, GRID[3:]):
             cell[name] = getattr(Config, name)              # what makes no difference to it
         if "lr" not in config.grid:
             cell["lr"] = OWN_LR.get(method, config.lr)
@@ -706,13 +708,13 @@ def figure(results: dict[str, Any], path: Path) -> None:
         bars.bar(places, [100 * mean for mean in means], width, label=kind,
                  yerr=[100 * half for half in halves])
     bars.set_xticks(range(len(rows)), [row.replace(" ", "\n") for row in rows], size=8)
-    bars.set(title=f"{name} on the test problems, %")
+    bars.set(title=f"{name} on the test problems, %", ylim=(0, 100))
     fig.legend(loc="outside lower left", ncols=len(kinds))
     for cell in results["cells"]:
-        if colour := {"naive": "tab:red", "rift": "tab:green"}.get(cell["method"]):
+        if colour := {"naive": "tab:red", "rift": "tab:purple"}.get(cell["method"]):
             loss.plot(cell["curves"]["loss"], colour, lw=1)
             logp.plot(cell["curves"]["logp_neg"], colour, lw=1)
-    loss.set(title="training loss", xlabel="step (red: naive, green: RIFT)")
+    loss.set(title="training loss", xlabel="step (red: naive, purple: RIFT)")
     logp.set(title="log pi of wrong responses, nats", xlabel="step")
     fig.savefig(path, dpi=120)
 
@@ -751,8 +753,9 @@ def parse(argv: list[str]) -> Config:
         count = type(getattr(Config, name)) is int and getattr(Config, name) > 0
         least = -math.inf if name in ("right", "wrong") else int(count)
         for value in values if isinstance(values, list) else [values]:
-            if isinstance(value, (int, float)) and not least <= value < math.inf:
-                fail(f"--{name.replace('_', '-')} {value}: must be finite and at least {least}")
+            most = 1 if name in ("top_p", "warmup") else sys.float_info.max
+            if isinstance(value, (int, float)) and not least <= value <= most:
+                fail(f"--{name.replace('_', '-')} {value}: must be from {least} to {most:.4g}")
     if "samples" in flags(command) and not given.get("samples"):
         fail(f"{command} needs --samples FILE")
     if "{problem}" not in given.get("template", Config.template):
@@ -814,21 +817,22 @@ def run(config: Config) -> None:
             if prompt + max(response, 1) > context_length(model):
                 raise UserError(f"{row['line']}: {prompt} tokens of prompt and {response} of "
                                 f"response, but the model's context is {context_length(model)}")
-        print(f"{config.model}: {model.num_parameters():,} parameters, {model.dtype}, on {device}")
     out = open_run(config)
+    if command != "score":
+        print(f"{config.model}: {model.num_parameters():,} parameters, {model.dtype}, on {device}")
     if command in ("sample", "score"):
         path = out / "samples.jsonl"
         samples = (score(samples, config) if command == "score" else
                    sample(model, tokenizer, problems, config, path))
         write_whole(path, dump(samples))
-        right = sum(row["reward"] > 0 for row in samples) / len(samples)
+        right = sum(row["reward"] == config.right for row in samples) / len(samples)
         print(f"wrote {path}: {len(samples)} samples, {right:.1%} right")
-    elif command == "train" and (out / "model").exists():
-        print(f"{out / 'model'} is there already, from the same settings")
     elif command == "train":
-        history = train(model, tokenizer, samples, config, out)
-        write_whole(out / "model", lambda path: (model.save_pretrained(path),
-                                                 tokenizer.save_pretrained(path)))
+        if not (out / "model").exists():                    # else it is done, with these settings
+            train(model, tokenizer, samples, config, out)
+            write_whole(out / "model", lambda path: (model.save_pretrained(path),
+                                                     tokenizer.save_pretrained(path)))
+        history = read_jsonl(out / "metrics.jsonl")
         print(f"wrote {out / 'metrics.jsonl'} and {out / 'model'}: {len(history)} steps, "
               f"loss {history[0]['loss']:.4f} -> {history[-1]['loss']:.4f}")
         if "stopped" in history[-1]:
@@ -838,7 +842,8 @@ def run(config: Config) -> None:
         if command == "eval":
             config.methods = ("base",)
         results = compare(config, out, model, tokenizer, problems, test)
-        print(table(results))
+        print(table(results) if command == "compare" else
+              table(results).replace("base model", "this model"))
         if command == "compare":
             figure(results, out / "figure.png")
         print("wrote " + ", ".join(str(path) for path in sorted(out.iterdir())))

@@ -284,6 +284,8 @@ def test_published_formats_read_as_they_are(tmp_path):
     assert rows[0]["problem"] == "6*7?" and rows[0]["solution"] == gsm8k["answer"]
     assert rows[2]["unique_id"] == "test/algebra/1.json"
     assert len(rift.read_problems(str(tmp_path / "p.jsonl"), 2)) == 2
+    (tmp_path / "bom.jsonl").write_text("\ufeff" + json.dumps(math500), encoding="utf-8")
+    assert rift.read_problems(str(tmp_path / "bom.jsonl"))[0]["problem"] == "Half?"
 
 
 GOOD = {"problem": "7+8=?", "answer": "15", "response": "15", "reward": 1}
@@ -798,11 +800,13 @@ def test_sample_train_eval_score_hand_over_by_files(tmp_path, capsys):
     assert status == 0 and "wrote" in text and len(
         (tmp_path / "t" / "metrics.jsonl").read_text().splitlines()) == math.ceil(3 * 12 / 4)
     rift.AutoModelForCausalLM.from_pretrained(tmp_path / "t" / "model")
-    assert "already" in command(capsys, "train", "--samples", samples, "--loss", "naive", "--out",
-                                tmp_path / "t", "--batch-size", 4, "--save-every", 2)[1]
+    with pytest.MonkeyPatch.context() as patch:              # done: not trained again
+        patch.setattr(rift, "train", None)
+        assert command(capsys, "train", "--samples", samples, "--loss", "naive", "--out",
+                       tmp_path / "t", "--batch-size", 4, "--save-every", 2)[1] == text
     status, text, _ = command(capsys, "eval", "--model", tmp_path / "t" / "model", "--limit", 4,
                               "--k", 2, "--out", tmp_path / "e")
-    assert status == 0 and "all (4 problems)" in text
+    assert status == 0 and "all (4 problems)" in text and "this model" in text
     status, text, _ = command(capsys, "score", "--samples", samples, "--right", 3, "--wrong", -2,
                               "--out", tmp_path / "r")
     pairs = zip(rift.read_jsonl(samples), rift.read_jsonl(tmp_path / "r" / "samples.jsonl"))
@@ -839,8 +843,10 @@ LONG = {"problem": "1+" * 100, "answer": "1", "response": "2", "reward": 1.0}
     ([GOOD], "train --samples FILE --rate 1", "unrecognized arguments: --rate"),
     ([GOOD], "train --samples FILE --k 4", "unrecognized arguments: --k 4"),
     ([GOOD], "train --samples FILE --seed 1 2", "unrecognized arguments: 2"),
-    ([GOOD], "train --samples FILE --lr nan", "--lr nan: must be finite"),
+    ([GOOD], "train --samples FILE --lr nan", "--lr nan: must be"),
     ([GOOD], "train --samples FILE --batch-size 0", "--batch-size 0: must be"),
+    ([GOOD], "train --samples FILE --warmup 5", "--warmup 5.0: must be from 0 to 1"),
+    ([GOOD | {"kind": None}], "eval --test FILE", "no field `kind`"),
     ([GOOD], "train --samples FILE --loss rfit", "--loss: invalid choice"),
     ([GOOD], "train --samples FILE --template x", "has no {problem} in it"),
     ([GOOD], "fit --samples FILE", "invalid choice: 'fit'"),
@@ -875,6 +881,16 @@ def test_help_lists_every_flag_of_a_command(capsys):
         assert listed == {flag.replace("_", "-") for flag in rift.flags(name)}
         seen |= rift.flags(name).keys()
     assert seen == {f.name for f in dataclasses.fields(Config)} - {"command", "grid"}
+
+
+def test_a_stopped_training_says_so_again(tmp_path, capsys):
+    """A learning rate of 1e30 overflows; its rerun must not look like a success."""
+    path = write(tmp_path / "x.jsonl", *buffer())
+    for _ in range(2):
+        status, _, error = command(capsys, "train", "--samples", path, "--out", tmp_path / "t",
+                                   "--lr", 1e30, "--steps", 5, "--warmup", 0)
+        assert status == 2 and "is not finite" in error and error.count("\n") == 1
+    assert (tmp_path / "t" / "model" / "model.safetensors").exists()
 
 
 def test_ctrl_c_ends_with_one_line(capsys, monkeypatch):
@@ -1131,7 +1147,8 @@ def test_readme_prose_quotes_the_tables():
     section = README.split("## What we found")[1].split("## ")[0].split("```")[0]
     close = re.compile(r"\s*±\s*")
     numbers = re.findall(r"[-+]?\d+\.\d(?:±\d+\.\d)?", close.sub("±", section))
-    assert len(numbers) > 15 and not {n for n in numbers if n not in close.sub("±", tables)} - {"1.5"}
+    missing = {number for number in numbers if number not in close.sub("±", tables)}
+    assert len(numbers) > 15 and not missing - {"1.5"}
 
 
 def test_readme_benchmarks_are_the_shipped_ones():
