@@ -52,13 +52,14 @@ from math_reward import extract_answer, math_reward
 
 DATA = Path(__file__).resolve().parent / "data"
 METHODS = {"base": "base model", "sft": "SFT, expert solutions", "rft-passes": "RFT, same passes",
-           "rft-steps": "RFT, same steps", "naive": "naive", "rift": "RIFT",
+           "rft-steps": "RFT, same steps", "naive": "naive, its best lr",
+           "naive-same-lr": "naive, RIFT's lr", "rift": "RIFT",
            "rift-positives": "RIFT, same positives"}
 DIFFERENCES = (("rift", "rft-passes", "RIFT - RFT, same passes"),
                ("rift", "rft-steps", "RIFT - RFT, same steps"),
                ("rift-positives", "rft-steps", "RIFT - RFT, same positives"),
-               ("rift", "naive", "RIFT - naive"))
-OWN_LR = {"sft": 1e-4, "naive": 1e-4}      # best of the search in data/search.json; others: 3e-4
+               ("rift", "naive", "RIFT - naive, its best lr"))
+OWN_LR = {"sft": 1e-4, "naive": 3e-5}      # best of the search in data/search.json; others: 3e-4
 GRID = ("seed", "lr", "level", "wrong")     # of these, compare takes several values
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)    # Student's, 2 to 10 seeds
 
@@ -614,15 +615,15 @@ def compare(config: Config, out: Path, model: Any, tokenizer: Any, problems: lis
     grid = {name: config.grid.get(name, [getattr(config, name)]) for name in GRID}
     for *values, method in itertools.product(*grid.values(), config.methods):
         cell = {"method": method, **dict(zip(GRID, values))}
-        for name in {"base": GRID[1:], "naive": (), "rift": (), "rift-positives": ()}.get(
-                method, GRID[3:]):
+        loss = method.split("-")[0]
+        for name in {"base": GRID[1:], "sft": GRID[3:], "rft": GRID[3:]}.get(loss, ()):
             cell[name] = getattr(Config, name)              # what makes no difference to it
         if "lr" not in config.grid:
             cell["lr"] = OWN_LR.get(method, config.lr)
         if any(cell.items() <= finished.items() for finished in results["cells"]):
             continue
         one = replace(config, **{name: cell[name] for name in GRID})
-        one.loss, one.positives = method.split("-")[0], method == "rift-positives"
+        one.loss, one.positives = loss, method == "rift-positives"
         if method != "rft-passes":
             one.steps = math.ceil(config.epochs * n * config.k / config.batch_size)
         model.load_state_dict(start)
@@ -711,11 +712,13 @@ def figure(results: dict[str, Any], path: Path) -> None:
     bars.set(title=f"{name} on the test problems, %", ylim=(0, 100))
     fig.legend(loc="outside lower left", ncols=len(kinds))
     for cell in results["cells"]:
-        if colour := {"naive": "tab:red", "rift": "tab:purple"}.get(cell["method"]):
+        if colour := {"naive": "tab:orange", "naive-same-lr": "tab:red", "rift": "tab:purple"
+                      }.get(cell["method"]):
             loss.plot(cell["curves"]["loss"], colour, lw=1)
             logp.plot(cell["curves"]["logp_neg"], colour, lw=1)
-    loss.set(title="training loss", xlabel="step (red: naive, purple: RIFT)")
+    loss.set(title="training loss", xlabel="step")
     logp.set(title="log pi of wrong responses, nats", xlabel="step")
+    fig.text(0.62, 0.02, "purple: RIFT     orange: naive, its best lr     red: naive, RIFT's lr")
     fig.savefig(path, dpi=120)
 
 # ------------------------------------------------------------------------------ command line

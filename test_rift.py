@@ -719,7 +719,7 @@ def test_compare_is_fair_goes_on_and_can_be_extended(tmp_path, capsys, monkeypat
     steps = math.ceil(3 * 16 / 4)
     assert {m: cell["steps"] for m, cell in cells.items()} == {
         "base": 0, "rft-passes": math.ceil(3 * right / 4), **dict.fromkeys(
-            ("sft", "rft-steps", "naive", "rift", "rift-positives"), steps)}
+            ("sft", "rft-steps", "naive", "naive-same-lr", "rift", "rift-positives"), steps)}
     assert all(len(cell["curves"]["loss"]) == cell["steps"] for cell in cells.values())
     assert cells["rift-positives"]["curves"] != cells["rift"]["curves"]
     assert (out / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -731,7 +731,7 @@ def test_compare_is_fair_goes_on_and_can_be_extended(tmp_path, capsys, monkeypat
     status, text, _ = command(capsys, "--out", out, *SMALL, "--seed", 0, 1, "--methods", "rift")
     assert status == 0 and text.count("seed 1  RIFT ") == 1
     added = json.loads((out / "results.json").read_text())["cells"]
-    assert added[:7] == results["cells"] and [c["seed"] for c in added] == [0] * 7 + [1]
+    assert added[:8] == results["cells"] and [c["seed"] for c in added] == [0] * 8 + [1]
     status, _, error = command(capsys, "--out", out, *SMALL, "--k", 4)
     assert status == 2 and "holds another run's results (k 2 -> 4)" in error
 
@@ -1136,8 +1136,8 @@ def test_compare_takes_the_best_learning_rates_of_the_search():
             if cell["method"] == method:
                 by_lr.setdefault(cell["lr"], []).append(cell["results"]["all"]["mean@8"][0])
         best = max(by_lr, key=lambda lr: statistics.fmean(by_lr[lr]))
-        if method != "base":
-            assert len(by_lr) == 3 and {len(seeds) for seeds in by_lr.values()} == {3}
+        if method not in ("base", "naive-same-lr"):
+            assert len(by_lr) == 5 and {len(seeds) for seeds in by_lr.values()} == {3}
             assert rift.OWN_LR.get(method, Config.lr) == best
 
 
