@@ -1,6 +1,6 @@
 """Makes everything in data/ from one seed: problems, and the tiny base model that errs on them.
 
-    python data/make_data.py                 (about 10 minutes on 4 cores)
+    python data/make_data.py                 (about 5 minutes on 3 cores)
 
 The base model learns from worked solutions by students who err, as a real base model learns
 from the web: two thirds are one- and two-step sums and differences in which a student forgets
