@@ -31,10 +31,10 @@ import math
 import os
 import random
 import re
-import shutil
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,7 +46,7 @@ import transformers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, TopPLogitsWarper
 
 from math_reward import extract_answer, math_reward
 
@@ -60,8 +60,8 @@ DIFFERENCES = (("rift", "rft-passes", "RIFT - RFT, same passes"),
                ("rift-positives", "rft-steps", "RIFT - RFT, same positives"),
                ("rift", "naive", "RIFT - naive, its best lr"))
 OWN_LR = {"sft": 1e-4, "naive": 3e-5}      # best of the search in data/search.json; others: 3e-4
-GRID = ("seed", "lr", "level", "wrong")     # of these, compare takes several values
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)    # Student's, 2 to 10 seeds
+GRID = ("seed", "lr", "epochs", "level", "wrong")   # of these, compare takes several values
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 1.96)  # 2 ... 10, 11+ seeds
 
 class UserError(Exception):
     """A mistake in the input; the command line prints it as one line and exits with status 2."""
@@ -114,20 +114,16 @@ LEVELS = ("sequence", "mean", "token")
 Loss = tuple[Tensor, dict[str, float]]
 
 def log_policy(logps: Tensor, mask: Tensor, level: str) -> tuple[Tensor, Tensor]:
-    """log pi and pi of each response, both (B,), in float32 or better.
-
-    sequence: the product over its tokens, the paper's pi(y|x); mean: their geometric mean;
-    token: each token as a response of its own, so the sums of log pi_t and of pi_t.
-    """
+    """log pi and pi of each response, both (B,), in float32 or better. Level sequence: pi is the
+    product over its tokens, the paper's pi(y|x); mean: their geometric mean; token: each token
+    is a response of its own, so these are the sums of log pi_t and of pi_t."""
     if level not in LEVELS:
         raise ValueError(f"level {level!r}: use one of {LEVELS}")
     logps = torch.where(mask.bool(), logps.to(torch.promote_types(logps.dtype, torch.float32)), 0)
     log_pi = logps.sum(1)
-    if level == "token":
-        return log_pi, (logps.exp() * mask).sum(1)
     if level == "mean":
         log_pi = log_pi / mask.sum(1).clamp(min=1)
-    return log_pi, log_pi.exp()
+    return log_pi, (logps.exp() * mask).sum(1) if level == "token" else log_pi.exp()
 
 def rift_loss(logps: Tensor, mask: Tensor, rewards: Tensor, level: str = "sequence",
               normalizer: float | None = None) -> Loss:
@@ -161,22 +157,19 @@ def sft_loss(logps: Tensor, mask: Tensor, rewards: Tensor, level: str = "sequenc
 
 def finish(terms: Tensor, used: Tensor, logps: Tensor, rewards: Tensor, log_pi: Tensor,
            pi: Tensor, normalizer: float | None) -> Loss:
-    """The mean of `terms` over the samples `used`, and metrics by the sign of the reward:
-    n_*, counts; logp_*, pi_*, mean log pi and mean pi; grad_*, the L1 norm of the loss's
-    gradient at logps (0 without a graph). ValueError at a reward that is not finite.
-    """
-    if bad := [i for i, reward in enumerate(rewards.tolist()) if not math.isfinite(reward)]:
-        raise ValueError(f"rewards[{bad[0]}] is {rewards[bad[0]]}: a reward must be finite")
+    """The mean of `terms` over the samples `used`, and metrics that add up over micro-batches:
+    sums over r > 0 (*_pos) and r < 0 (*_neg) of 1 (n), log pi (logp), pi, and the L1 norm of the
+    loss's gradient at logps (grad; 0 without a graph). ValueError: a reward is not finite."""
+    for i in (~rewards.isfinite()).nonzero().flatten().tolist():
+        raise ValueError(f"rewards[{i}] is {rewards[i]}: a reward must be finite")
     loss = torch.where(used, terms, 0).sum() / (normalizer or max(int(used.sum()), 1))
-    grad = (torch.autograd.grad(loss, logps, retain_graph=True)[0].abs().sum(1)
-            if loss.requires_grad else torch.zeros_like(log_pi))
-    metrics = {}
-    for sign, rows in (("pos", rewards > 0), ("neg", rewards < 0)):
-        n = int(rows.sum())
-        metrics |= {f"n_{sign}": n, f"logp_{sign}": log_pi[rows].sum().item() / max(n, 1),
-                    f"pi_{sign}": pi[rows].sum().item() / max(n, 1),
-                    f"grad_{sign}": grad[rows].sum().item()}
-    return loss, metrics
+    grad = torch.zeros_like(logps)
+    if loss.requires_grad:
+        grad, = torch.autograd.grad(loss, logps, retain_graph=True)
+    sums = {"n": used.new_ones(len(used), dtype=torch.long), "logp": log_pi, "pi": pi,
+            "grad": grad.abs().sum(1)}
+    return loss, {f"{name}_{sign}": values[rows].sum().item() for name, values in sums.items()
+                  for sign, rows in (("pos", rewards > 0), ("neg", rewards < 0))}
 
 LOSSES = {"rift": rift_loss, "naive": naive_loss, "rft": rft_loss, "sft": sft_loss}
 
@@ -235,28 +228,24 @@ def plain_head(model: Any) -> bool:
 def response_logps(model: Any, input_ids: Tensor, attention_mask: Tensor, mask: Tensor,
                    plain: bool = True) -> Tensor:
     """log pi(token | all before it) at the response tokens, (B, T-1) in nats, 0 elsewhere.
-
     input_ids, attention_mask and mask (true at response tokens) are (B, T), padded on the right;
     column t of the result belongs to token t + 1. The head runs on response positions alone and
-    in pieces; a head that is not `plain` is left to the model, at the cost of the full logits.
-    """
+    in pieces; a head that is not `plain` is left to the model, at the cost of the full logits."""
     where, kind = mask[:, 1:].bool(), input_ids.device.type                     # (B, T-1)
     targets = input_ids[:, 1:][where]                                           # (N,)
-    out = (model.base_model if plain else model)(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     if plain:
-        hidden = out.last_hidden_state[:, :-1][where]                           # (N, D)
+        hidden = model.base_model(**inputs).last_hidden_state[:, :-1][where]    # (N, D)
         if torch.is_autocast_enabled(kind):
             hidden = hidden.to(torch.get_autocast_dtype(kind))
         logps = LinearLogps.apply(hidden, model.get_output_embeddings().weight, targets)
     else:
-        logits = out.logits[:, :-1][where]                                      # (N, V)
+        logits = model(**inputs).logits[:, :-1][where]                          # (N, V)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logps = -F.cross_entropy(logits, targets, reduction="none")
     return logps.new_zeros(where.shape).masked_scatter(where, logps)
 
 # -------------------------------------------------------------------- data: JSONL in, batches out
-
 Problem = Sample = dict[str, Any]   # a JSON object; fields not named here pass through
 # A problem has `problem` (or `question`) and `answer`, or a `solution` whose last box is it;
 # GSM8K's "working #### answer" will do. `kind`: results are also given by kind.
@@ -280,13 +269,13 @@ def read_jsonl(path: str) -> list[dict[str, Any]]:
 
 def text_field(row: Any, *names: str) -> str:
     """The first of these fields that is there, made text in place; it must not be blank."""
-    for name in names:
-        if row.get(name) is not None:
-            if type(row[name]) not in (str, int, float) or not str(row[name]).strip():
-                raise UserError(f"{row['line']}: `{name}` must be text that is not empty")
-            row[name] = str(row[name])
-            return row[name]
-    raise UserError(f"{row['line']}: no field `{'` or `'.join(names)}`")
+    name = next((name for name in names if row.get(name) is not None), None)
+    if name is None:
+        raise UserError(f"{row['line']}: no field `{'` or `'.join(names)}`")
+    if type(row[name]) not in (str, int, float) or not str(row[name]).strip():
+        raise UserError(f"{row['line']}: `{name}` must be text that is not empty")
+    row[name] = str(row[name])
+    return row[name]
 
 def read_problems(path: str, limit: int = 0) -> list[Problem]:
     """Problems from JSONL; GSM8K's, MATH's and MATH-500's published files read as they are."""
@@ -294,7 +283,8 @@ def read_problems(path: str, limit: int = 0) -> list[Problem]:
     for row in rows:
         row["problem"] = text_field(row, "problem", "question")
         text_field(row, "prompt", "problem")                    # a prompt of its own, if it has one
-        text_field(row, "kind") if "kind" in row else None
+        if "kind" in row:
+            text_field(row, "kind")
         text = text_field(row, "answer", "solution")
         if row.get("answer") is None or "####" in text:
             row.setdefault("solution", text)
@@ -310,11 +300,10 @@ def read_samples(path: str, rewards: bool) -> list[Sample]:
         text_field(row, "prompt", "problem")
         if row.get("response") != "" or row.get("truncated") is not False:
             text_field(row, "response")             # "" is a response only if EOS ended it there
-        reward = row.get("reward")
-        if reward is None and not rewards:
+        if row.get("reward") is None and not rewards:
             row["reward"] = 1.0
-        elif type(reward) not in (int, float) or not abs(reward) < 3e38:        # float32
-            raise UserError(f"{row['line']}: `reward` must be a finite number, not {reward!r}")
+        if type(row.get("reward")) not in (int, float) or not abs(row["reward"]) < 3e38:  # float32
+            raise UserError(f"{row['line']}: `reward` must be a finite number")
     return rows
 
 def dump(rows: list[Any]) -> str:
@@ -369,12 +358,10 @@ def choose(logits: Tensor, temperature: float, top_p: float, rng: torch.Generato
     """The next token of each row, (B,), from logits (B, V)."""
     if temperature == 0:
         return logits.argmax(-1)
-    probs = (logits.float() / temperature).softmax(-1)
+    logits = logits.float() / temperature
     if top_p < 1:
-        ordered, tokens = probs.sort(-1, descending=True)
-        ordered[ordered.cumsum(-1) - ordered > top_p] = 0       # the token that crosses it stays
-        probs = torch.zeros_like(probs).scatter(-1, tokens, ordered)
-    return torch.multinomial(probs, 1, generator=rng).squeeze(1)
+        logits = TopPLogitsWarper(top_p)(None, logits)
+    return torch.multinomial(logits.softmax(-1), 1, generator=rng).squeeze(1)
 
 @torch.no_grad()
 def generate(model: Any, prompts: list[list[int]], config: Config, stop: list[int],
@@ -419,20 +406,19 @@ def sample(model: Any, tokenizer: Any, problems: list[Problem], config: Config,
     stop = sorted({tokenizer.eos_token_id, *(stop if isinstance(stop, list) else [stop])})
     lines = path.read_text().splitlines(keepends=True) if path and path.exists() else []
     whole = sum(line.endswith("\n") for line in lines)          # a kill can leave half a line
-    done = len(parts) if whole >= len(queue) * config.k else whole // (size * config.k)
-    samples = [json.loads(line) for line in lines[:min(done * size, len(queue)) * config.k]]
-    if lines:
-        os.truncate(path, sum(map(len, lines[:len(samples)])))
-    for number, part in tqdm(list(enumerate(parts))[done:], "sampling", initial=done, ncols=79,
-                             total=len(parts), unit="batch", disable=None, leave=False):
+    done = len(parts) if whole == len(queue) * config.k else whole // (size * config.k)
+    samples = [json.loads(line) for line in lines[:done * size * config.k]]
+    if path:
+        write_whole(path, dump(samples))
+    for number in tqdm(range(done, len(parts)), "sampling", ncols=79, disable=None, leave=False):
+        prompts, rows = zip(*parts[number])
         rng = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + number)
-        responses = generate(model, [prompt for prompt, _ in part], config, stop, rng)
         new = []
-        for i, ids in enumerate(responses):
+        for i, ids in enumerate(generate(model, prompts, config, stop, rng)):
             cut = ids[-1] not in stop
             text = tokenizer.decode(ids if cut else ids[:-1], skip_special_tokens=True)
-            new.append(part[i // config.k][1]
-                       | {"response": text, "truncated": cut, "tokens": len(ids)})
+            new.append(rows[i // config.k] | {"response": text, "truncated": cut,
+                                              "tokens": len(ids)})
         samples += score(new, config)
         if path:
             with open(path, "a") as file:
@@ -452,8 +438,7 @@ def useful(samples: list[Sample], loss: str, positives: bool = False) -> list[Sa
     kept = [row for row in samples if loss == "sft" or row["reward"] > 0
             or loss != "rft" and row["reward"] != 0]
     if not any(row["reward"] > 0 or not positives for row in kept):
-        raise UserError(f"nothing to learn from: of {len(samples)} samples none has a reward "
-                        + ("above 0" if positives or loss == "rft" else "other than 0"))
+        raise UserError(f"nothing to learn from: no reward of {len(samples)} is of use to {loss}")
     return kept
 
 def shuffled(items: list[int], seed: int) -> Iterator[int]:
@@ -462,32 +447,19 @@ def shuffled(items: list[int], seed: int) -> Iterator[int]:
     while True:
         yield from rng.sample(items, len(items))
 
-def combine(parts: list[dict[str, float]]) -> dict[str, float]:
-    """The metrics of an optimizer step from those of its micro-batches."""
-    total = {name: sum(part[name] for part in parts) for name in parts[0]}
-    for name, n in itertools.product(("logp", "pi"), ("pos", "neg")):
-        weighted = sum(part[f"{name}_{n}"] * part[f"n_{n}"] for part in parts)
-        total[f"{name}_{n}"] = weighted / max(total[f"n_{n}"], 1)
-    pos, neg = total.pop("grad_pos"), total.pop("grad_neg")
-    return total | {"neg_share": neg / (pos + neg) if neg else 0.0}
-
 def write_whole(path: Path, write: Any) -> None:
     """A text, or what a function makes at a path, put at `path`: whole or not at all."""
     part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
     part.write_text(write, encoding="utf-8") if isinstance(write, str) else write(part)
     os.replace(part, path)
 
 def train(model: Any, tokenizer: Any, samples: list[Sample], config: Config,
           out: Path | None = None) -> list[dict[str, Any]]:
-    """Fine-tunes the model in place and returns the metrics of each optimizer step.
-
-    AdamW, warm-up, cosine to 0. The response tokens that normalise a step are counted before it
-    is cut into micro-batches, so these do not change the gradient. A loss or gradient that is not
-    finite ends training before it reaches the weights; the last metrics then say `stopped`. With
-    `out`, metrics.jsonl is written there and, every config.save_every steps, checkpoint.pt, from
-    which the same call goes on to the same weights.
-    """
+    """Fine-tunes the model in place and returns the metrics of each optimizer step. The response
+    tokens that normalise it are counted before it is cut into micro-batches, so these do not
+    change the gradient. A loss or gradient that is not finite ends training before it reaches
+    the weights; the last metrics then say `stopped`. With `out`, metrics.jsonl is there and,
+    every config.save_every steps, checkpoint.pt, from which the same call goes on."""
     samples = useful(samples, config.loss, config.positives)
     pairs = [encode(tokenizer, row, config.template) for row in samples]
     lengths = [len(prompt) + len(response) for prompt, response in pairs]
@@ -502,15 +474,13 @@ def train(model: Any, tokenizer: Any, samples: list[Sample], config: Config,
     scheduler = transformers.get_cosine_schedule_with_warmup(
         optimizer, round(config.warmup * steps), steps)
     saved = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-    history: list[dict[str, Any]] = []
+    history = []
     if out and (out / "checkpoint.pt").exists():
         state = torch.load(out / "checkpoint.pt", map_location=model.device, weights_only=True)
-        history = state["history"]
+        history = state.pop("history")
         for name, part in saved.items():
             part.load_state_dict(state[name])
-    if out:
-        (out / "metrics.jsonl").write_text(dump(history))
-    on_gpu, plain = model.device.type == "cuda", plain_head(model.eval())
+    plain = plain_head(model.eval())
     model.train()
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
@@ -519,7 +489,7 @@ def train(model: Any, tokenizer: Any, samples: list[Sample], config: Config,
         left = sorted(mine + list(itertools.islice(extra_order, beside)), key=lengths.__getitem__)
         if step < len(history):
             continue                                            # done before the run was killed
-        started, parts = time.perf_counter(), []
+        started, total = time.perf_counter(), Counter()
         n_tokens = sum(len(pairs[i][1]) for i in mine)
         torch.manual_seed(config.seed + step)                   # of dropout, if there is any
         optimizer.zero_grad()
@@ -527,16 +497,20 @@ def train(model: Any, tokenizer: Any, samples: list[Sample], config: Config,
             size = max(1, config.tokens_per_batch // lengths[left[-1]])
             rows, left = left[-size:], left[:-size]
             batch = collate([pairs[i] for i in rows], model.device)
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=on_gpu):
+            with torch.autocast(model.device.type, torch.bfloat16, model.device.type == "cuda"):
                 logps = response_logps(model, **batch, plain=plain)
             loss, metrics = LOSSES[config.loss](
                 logps, batch["mask"][:, 1:], rewards[rows], config.level,
                 normalizer=len(mine) if config.level == "mean" else n_tokens)
             loss.backward()
-            parts.append(metrics | {"loss": loss.item()})
+            total.update(metrics | {"loss": loss.item()})
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
-        log = {"step": step + 1, **combine(parts), "grad_norm": norm,
-               "lr": scheduler.get_last_lr()[0], "tokens": n_tokens}
+        log = {"step": step + 1, "loss": total["loss"], "grad_norm": norm,
+               "lr": scheduler.get_last_lr()[0], "tokens": n_tokens,
+               "neg_share": total["grad_neg"] / (total["grad_pos"] + total["grad_neg"] or 1)}
+        for sign in ("pos", "neg"):
+            n = log[f"n_{sign}"] = total[f"n_{sign}"]
+            log |= {name: total[name] / max(n, 1) for name in (f"logp_{sign}", f"pi_{sign}")}
         if math.isfinite(log["loss"] + norm):
             optimizer.step()
             scheduler.step()
@@ -545,8 +519,7 @@ def train(model: Any, tokenizer: Any, samples: list[Sample], config: Config,
             log["stopped"] = f"step {step + 1} is not finite, on samples {names}, ..."
         history.append(log | {"seconds": time.perf_counter() - started})
         if out:
-            with open(out / "metrics.jsonl", "a") as file:
-                file.write(dump(history[-1:]))
+            write_whole(out / "metrics.jsonl", dump(history))
         if "stopped" in log:
             break
         if out and config.save_every and (step + 1) % config.save_every == 0:
@@ -572,12 +545,10 @@ def mean_se(values: list[float]) -> list[float]:
 
 def evaluate(model: Any, tokenizer: Any, problems: list[Problem], config: Config
              ) -> dict[str, dict[str, Any]]:
-    """Accuracy on all problems and on each `kind`; every figure is [mean, standard error].
-
-    greedy: of the greedy response; mean@k: of config.k samples; pass@j for j = 2, 4, ... k;
-    truncated: share of samples cut off; tokens: their mean length. Errors are taken over
-    problems, because samples of one problem are not independent.
-    """
+    """Accuracy on all problems and on each `kind`; every figure is [mean, standard error], over
+    problems, because samples of one problem are not independent. greedy: of the greedy response;
+    mean@k: of config.k samples; pass@j for j = 2, 4, ... k; truncated: share of samples cut off;
+    tokens: their mean length."""
     k, config = config.k, replace(config, right=1, wrong=0)
     drawn = sample(model, tokenizer, problems, config)
     greedy = sample(model, tokenizer, problems, replace(config, k=1, temperature=0.0))
@@ -598,13 +569,11 @@ def evaluate(model: Any, tokenizer: Any, problems: list[Problem], config: Config
 # ------------------------------------------------------------- compare: the default main job
 def compare(config: Config, out: Path, model: Any, tokenizer: Any, problems: list[Problem],
             test: list[Problem]) -> dict[str, Any]:
-    """Trains each method from the same start on the same buffer, and evaluates it.
-
-    Three ways to be fair to RFT: rft-passes makes RIFT's passes over the buffer's positives, so
-    fewer steps; rft-steps takes RIFT's steps, as sft does on experts' solutions; rift-positives
-    has in every step the positives of rft-steps, and negatives beside them. In later rounds each
-    method samples its own buffer, on new problems. Finished cells are kept in out/results.json.
-    """
+    """Trains each method from the same start on the same buffer, and evaluates it. Three ways to
+    be fair to RFT: rft-passes makes RIFT's passes over the buffer's positives, so fewer steps;
+    rft-steps takes RIFT's steps, as sft does on experts' solutions; rift-positives has in every
+    step the positives of rft-steps, and negatives beside them. In later rounds each method
+    samples its own buffer, on new problems. Finished cells are kept in out/results.json."""
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     path, n = out / "results.json", min(config.per_round, len(problems) // config.rounds)
     results = json.loads(path.read_text()) if path.exists() else {
@@ -614,22 +583,21 @@ def compare(config: Config, out: Path, model: Any, tokenizer: Any, problems: lis
             "torch": torch.__version__, "transformers": transformers.__version__}}
     grid = {name: config.grid.get(name, [getattr(config, name)]) for name in GRID}
     for *values, method in itertools.product(*grid.values(), config.methods):
-        cell = {"method": method, **dict(zip(GRID, values))}
-        loss = method.split("-")[0]
-        for name in {"base": GRID[1:], "sft": GRID[3:], "rft": GRID[3:]}.get(loss, ()):
+        cell, loss = {"method": method, **dict(zip(GRID, values))}, method.split("-")[0]
+        for name in {"base": GRID[1:], "sft": ["wrong"], "rft": ["wrong"]}.get(loss, ()):
             cell[name] = getattr(Config, name)              # what makes no difference to it
         if "lr" not in config.grid:
             cell["lr"] = OWN_LR.get(method, config.lr)
         if any(cell.items() <= finished.items() for finished in results["cells"]):
             continue
-        one = replace(config, **{name: cell[name] for name in GRID})
-        one.loss, one.positives = loss, method == "rift-positives"
+        one = replace(config, loss=loss, positives=method == "rift-positives",
+                      **{name: cell[name] for name in GRID})
         if method != "rft-passes":
-            one.steps = math.ceil(config.epochs * n * config.k / config.batch_size)
+            one.steps = math.ceil(one.epochs * n * one.k / one.batch_size)
         model.load_state_dict(start)
         for turn in range(config.rounds if method != "base" else 1):
             started, some = time.perf_counter(), problems[turn * n:(turn + 1) * n]
-            one.seed = cell["seed"] + 1000 * turn
+            one.seed, history, stopped = cell["seed"] + 1000 * turn, [], ""
             if method == "sft":
                 buffer = [row | {"response": row["solution"], "reward": 1.0} for row in some]
             elif method != "base":
@@ -639,12 +607,12 @@ def compare(config: Config, out: Path, model: Any, tokenizer: Any, problems: lis
                 history = train(model, tokenizer, buffer, one) if method != "base" else []
                 stopped = history[-1].get("stopped", "") if history else ""
             except UserError as error:                      # no right sample: the others go on
-                history, stopped = [], str(error)
-            cell |= {"round": turn + 1, "steps": len(history),
+                stopped = str(error)
+            cell |= {"round": turn + 1, "steps": len(history), "stopped": stopped,
                      "results": evaluate(model, tokenizer, test, one),
-                     "curves": {name: [float(f"{row[name]:.4g}") for row in history]
+                     "curves": {name: [float(f"{row[name]:.4g}") if math.isfinite(row[name])
+                                       else None for row in history]
                                 for name in ("loss", "logp_neg", "neg_share", "grad_norm")},
-                     "stopped": stopped,
                      "minutes": round((time.perf_counter() - started) / 60, 2)}
             results["cells"].append(dict(cell))
             print(f"seed {one.seed}  {METHODS[method]:22}{len(history):5} steps "
@@ -656,24 +624,31 @@ def compare(config: Config, out: Path, model: Any, tokenizer: Any, problems: lis
 def interval(pairs: list[list[float]]) -> tuple[float, float]:
     """Mean and 95 % half-width of [value, error] by seed; of one seed, its error over problems."""
     mean, error = mean_se([value for value, _ in pairs])
-    return mean, error * T95[min(len(pairs), 10) - 2] if len(pairs) > 1 else pairs[0][1]
+    return mean, error * T95[min(len(pairs), 11) - 2] if len(pairs) > 1 else pairs[0][1]
 
 def gather(results: dict[str, Any], kind: str, name: str) -> dict[str, tuple[float, float]]:
-    """A figure's mean and half-width by row of the table, RIFT's differences (by seed) last."""
-    rows: dict[str, dict[int, list[float]]] = {}
-    for method, row in METHODS.items():
-        cells = [cell for cell in results["cells"] if cell["method"] == method]
-        several = [setting for setting in ("lr", "level", "wrong", "round")
-                   if len({cell[setting] for cell in cells}) > 1]
-        for cell in cells:
-            label = ", ".join([row, *(f"{setting} {cell[setting]}" for setting in several)])
-            figures = cell["results"][kind] | {"steps": [cell["steps"], 0.0]}
-            rows.setdefault(label, {})[cell["seed"]] = figures[name]
+    """A figure's mean and half-width (of one seed, its error) by row of the table. Settings that a
+    method has several of make rows of their own; differences are within the same settings."""
+    cells: dict[str, list[dict]] = {method: [] for method in METHODS}
+    for cell in results["cells"]:
+        value, error = (cell["results"][kind] | {"steps": (cell["steps"], 0.0)})[name]
+        cells[cell["method"]].append(cell | {"value": value, "error": error})
+    several = {method: [one for one in (*GRID[1:], "round") if len({c.get(one) for c in mine}) > 1]
+               for method, mine in cells.items()}
+    rows = [(row, cell) for method, row in METHODS.items() for cell in cells[method]]
     for mine, other, row in DIFFERENCES:
-        a, b = rows.get(METHODS[mine], {}), rows.get(METHODS[other], {})
-        rows[row] = {seed: [a[seed][0] - b[seed][0], math.hypot(a[seed][1], b[seed][1])]
-                     for seed in a if seed in b}
-    return {row: interval(list(pairs.values())) for row, pairs in rows.items() if pairs}
+        alike = {*GRID, "round"} - {"wrong"} if other.startswith("rft") else {*GRID, "round"}
+        if "lr" not in several[mine] + several[other]:              # each has its own
+            alike.remove("lr")
+        for a, b in itertools.product(cells[mine], cells[other]):
+            if all(a.get(one) == b.get(one) for one in alike):
+                rows.append((row, a | {"value": a["value"] - b["value"],
+                                       "error": math.hypot(a["error"], b["error"])}))
+    pairs: dict[str, list[list[float]]] = {}
+    for row, cell in rows:
+        label = ", ".join([row, *(f"{one} {cell.get(one)}" for one in several[cell["method"]])])
+        pairs.setdefault(label, []).append([cell["value"], cell["error"]])
+    return {label: interval(some) for label, some in pairs.items()}
 
 def table(results: dict[str, Any]) -> str:
     """The results as text of at most 80 columns, in percent, for all problems and each kind."""
@@ -687,8 +662,8 @@ def table(results: dict[str, Any]) -> str:
             sign, steps = ("+", "") if " - " in row else ("", round(steps))
             row_start = row if len(row) < 30 else f"{row}\n{'':29}"
             lines.append(f"{row_start:29}{steps:>6}" + "".join(
-                f"{100 * mean:{sign}9.1f} ±{100 * half:4.1f}"
-                for mean, half in (column[row] for column in columns.values())))
+                f"{100 * column[row][0]:{sign}9.1f} ±{100 * column[row][1]:4.1f}"
+                for column in columns.values()))
         lines.append("")
     seeds, hardware = len({cell["seed"] for cell in results["cells"]}), results["hardware"]
     error = f"95 % interval over {seeds} seeds" if seeds > 1 else "standard error over problems"
@@ -699,26 +674,24 @@ def table(results: dict[str, Any]) -> str:
 def figure(results: dict[str, Any], path: Path) -> None:
     """A PNG: accuracy by method and kind; naive against RIFT over the steps."""
     from matplotlib.figure import Figure
-    fig, name = Figure(figsize=(13, 3.8), layout="constrained"), f"mean@{results['settings']['k']}"
+    fig, name = Figure(figsize=(13, 4), layout="constrained"), f"mean@{results['settings']['k']}"
     bars, loss, logp = fig.subplots(1, 3, width_ratios=[2, 1, 1])
-    kinds = list(results["cells"][0]["results"])
-    for i, kind in enumerate(kinds):
+    width = 0.8 / len(results["cells"][0]["results"])
+    for i, kind in enumerate(results["cells"][0]["results"]):
         rows = {row: x for row, x in gather(results, kind, name).items() if " - " not in row}
         means, halves = zip(*rows.values())
-        places, width = [j + 0.8 * i / len(kinds) for j in range(len(rows))], 0.8 / len(kinds)
-        bars.bar(places, [100 * mean for mean in means], width, label=kind,
-                 yerr=[100 * half for half in halves])
+        bars.bar([j + i * width for j in range(len(rows))], means, width, yerr=halves, label=kind)
     bars.set_xticks(range(len(rows)), [row.replace(" ", "\n") for row in rows], size=8)
-    bars.set(title=f"{name} on the test problems, %", ylim=(0, 100))
-    fig.legend(loc="outside lower left", ncols=len(kinds))
+    bars.set(title=f"{name} on the test problems", ylim=(0, 1))
+    lines, colours = {}, {"naive": "tab:orange", "naive-same-lr": "tab:red", "rift": "tab:purple"}
     for cell in results["cells"]:
-        if colour := {"naive": "tab:orange", "naive-same-lr": "tab:red", "rift": "tab:purple"
-                      }.get(cell["method"]):
-            loss.plot(cell["curves"]["loss"], colour, lw=1)
+        if colour := colours.get(cell["method"]):
+            lines[METHODS[cell["method"]]], = loss.plot(cell["curves"]["loss"], colour, lw=1)
             logp.plot(cell["curves"]["logp_neg"], colour, lw=1)
     loss.set(title="training loss", xlabel="step")
     logp.set(title="log pi of wrong responses, nats", xlabel="step")
-    fig.text(0.62, 0.02, "purple: RIFT     orange: naive, its best lr     red: naive, RIFT's lr")
+    bars.legend(loc="upper left", ncols=4)
+    logp.legend(lines.values(), lines.keys(), loc="lower left")
     fig.savefig(path, dpi=120)
 
 # ------------------------------------------------------------------------------ command line
@@ -733,60 +706,45 @@ def parse(argv: list[str]) -> Config:
         raise UserError(f"{message}; see python rift.py {command} --help")
 
     commands = ("compare", "sample", "score", "train", "eval")
-    command = argv[0] if argv and argv[0] in commands else "compare"
+    command = argv[0] if argv and argv[0] in commands else commands[0]
     parser = argparse.ArgumentParser(
-        prog=f"rift.py {command}", allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        usage=f"rift.py [{' | '.join(commands)}] [--flag value ...]", description=(
-            f"The flags of {command}{', the default' * (command == 'compare')}; rift.py COMMAND "
-            "--help lists those of another command."))
+        f"rift.py {command}", f"rift.py [{' | '.join(commands)}] [--flag value ...]",
+        f"The flags of {command}; rift.py COMMAND --help lists those of another command.",
+        allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.error = fail
     parser.add_argument("command", nargs="?", choices=commands, default=command,
                         help=argparse.SUPPRESS)
     choices = {"loss": LOSSES, "level": LEVELS, "methods": METHODS}
     many = (*GRID, "methods") if command == "compare" else ()
     for name, text in flags(command).items():
-        kind = str if name == "methods" else type(getattr(Config, name))
-        text += f" [{getattr(Config, name)}]" if kind in (int, float) else ""
-        parser.add_argument("--" + name.replace("_", "-"), help=text, **(
-            {"action": "store_true"} if kind is bool else {
+        default = getattr(Config, name)
+        kind = str if name == "methods" else type(default)
+        parser.add_argument("--" + name.replace("_", "-"), **(
+            {"action": "store_true", "help": text} if kind is bool else {
                 "type": kind, "choices": choices.get(name), "metavar": "X",
-                "nargs": "+" if name in many else None}))
+                "nargs": "+" if name in many else None, "required": name == "samples",
+                "help": text if kind is str else f"{text} [{default}]"}))
     given = vars(parser.parse_args(argv))
     for name, values in given.items():
-        count = type(getattr(Config, name)) is int and getattr(Config, name) > 0
-        least = -math.inf if name in ("right", "wrong") else int(count)
+        default = getattr(Config, name)
+        least = -3e38 if name in ("right", "wrong") else int(type(default) is int and default > 0)
+        most = 1 if name in ("top_p", "warmup") else 3e38                   # of float32
         for value in values if isinstance(values, list) else [values]:
-            most = 1 if name in ("top_p", "warmup") else sys.float_info.max
             if isinstance(value, (int, float)) and not least <= value <= most:
-                fail(f"--{name.replace('_', '-')} {value}: must be from {least} to {most:.4g}")
-    if "samples" in flags(command) and not given.get("samples"):
-        fail(f"{command} needs --samples FILE")
+                fail(f"--{name.replace('_', '-')} {value}: must be from {least} to {most:g}")
     if "{problem}" not in given.get("template", Config.template):
         fail(f"--template {given['template']!r}: has no {{problem}} in it")
-    grid = {name: given[name] for name in GRID if name in given and name in many}
-    return Config(**given | {name: values[0] for name, values in grid.items()}, grid=grid)
-
-def open_run(config: Config) -> Path:
-    """The output folder: new, or of a run with the same settings and inputs, which goes on."""
-    out = Path(config.out or f"runs/{'quick' if config.quick else config.command}")
-    path, now = out / "run.json", settings(config)
-    before = json.loads(path.read_text()) if path.exists() else now
-    if changed := [f"{name} {before.get(name)} -> {now.get(name)}"
-                   for name in before | now if before.get(name) != now.get(name)]:
-        raise UserError(f"{out}: holds another run's results ({', '.join(changed)}); "
-                        "choose another --out")
-    if out.exists() and not path.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is not empty and not a run of rift.py; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(now, indent=1) + "\n")
-    return out
+    grid = {name: given.pop(name) for name in many[:-1] if name in given}
+    if command == "eval":
+        given["methods"] = ["base"]
+    return Config(**given, grid=grid)
 
 def settings(config: Config) -> dict[str, Any]:
-    """The settings that decide a run's results, with a digest of each file it reads."""
+    """The settings that decide a run's results, with a digest of each file it reads. Those of
+    compare that take several values are left out: every cell of the results has its own."""
+    left_out = {"out", "device", *((*GRID, "methods") if config.command == "compare" else ())}
     chosen = {name: getattr(config, name) for name in ("command", *flags(config.command))
-              if name not in ("out", "device")}
-    for name in (*GRID, "methods") if config.command == "compare" else ():
-        del chosen[name]                                    # every cell of the results has its own
+              if name not in left_out}
     for name in chosen.keys() & {"model", "problems", "test", "samples"}:
         path, digest = Path(chosen[name]), hashlib.sha256()
         for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
@@ -794,35 +752,51 @@ def settings(config: Config) -> dict[str, Any]:
         chosen[name] = f"{path.name} {digest.hexdigest()[:16]}"
     return chosen
 
+def open_run(config: Config) -> Path:
+    """The output folder: new, or of a run with the same settings and inputs, which goes on."""
+    out = Path(config.out or f"runs/{'quick' if config.quick else config.command}")
+    path, now = out / "run.json", settings(config)
+    if not path.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is not empty and not a run of rift.py; choose another --out")
+    try:
+        before = {**json.loads(path.read_text())} if path.exists() else now
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: not the settings of a run; choose another --out") from None
+    if changed := [f"{name} {before.get(name)} -> {now.get(name)}"
+                   for name in before | now if before.get(name) != now.get(name)]:
+        raise UserError(f"{out}: holds another run's results ({', '.join(changed)}); "
+                        "choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(now, indent=1) + "\n")
+    return out
+
 def run(config: Config) -> None:
     """Reads and checks the input, opens the output folder, does the work, says what it wrote."""
     if config.quick:
         config = replace(config, per_round=100, limit=100, k=4)
-    command, takes = config.command, flags(config.command)
+    command, reads = config.command, flags(config.command)
     n = config.per_round * config.rounds if command == "compare" else config.limit
-    problems = read_problems(config.problems, n) if "problems" in takes else []
-    test = read_problems(config.test, config.limit) if "test" in takes else []
-    samples = read_samples(config.samples, command == "train" and config.loss != "sft"
-                           ) if "samples" in takes else []
-    for row in samples if command == "score" else []:
-        text_field(row, "answer")
-    for row in problems if command == "compare" and "sft" in config.methods else []:
-        text_field(row, "solution")
+    problems = read_problems(config.problems, n) if "problems" in reads else []
+    test = read_problems(config.test, config.limit) if "test" in reads else []
+    needs_rewards = command == "train" and config.loss != "sft"
+    samples = read_samples(config.samples, needs_rewards) if "samples" in reads else []
     if command == "train":
         useful(samples, config.loss, config.positives)
+    needed = {"score": "answer", "compare": "solution" if "sft" in config.methods else None}
+    for row in problems + samples if needed.get(command) else []:
+        text_field(row, needed[command])
     if command != "score":
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         lean = device.startswith("cuda") and command in ("sample", "eval")      # nothing to train
-        model, tokenizer = load_model(
-            config.model, device, torch.bfloat16 if lean else torch.float32)
+        dtype = torch.bfloat16 if lean else torch.float32
+        model, tokenizer = load_model(config.model, device, dtype)
         for row in problems + test + samples:
             prompt, response = map(len, encode(tokenizer, row, config.template))
             if prompt + max(response, 1) > context_length(model):
                 raise UserError(f"{row['line']}: {prompt} tokens of prompt and {response} of "
                                 f"response, but the model's context is {context_length(model)}")
-    out = open_run(config)
-    if command != "score":
         print(f"{config.model}: {model.num_parameters():,} parameters, {model.dtype}, on {device}")
+    out = open_run(config)
     if command in ("sample", "score"):
         path = out / "samples.jsonl"
         samples = (score(samples, config) if command == "score" else
@@ -842,13 +816,11 @@ def run(config: Config) -> None:
             raise UserError(f"{history[-1]['stopped']}; the weights before it are saved, "
                             "try a lower --lr")
     else:
-        if command == "eval":
-            config.methods = ("base",)
         results = compare(config, out, model, tokenizer, problems, test)
-        print(table(results) if command == "compare" else
-              table(results).replace("base model", "this model"))
         if command == "compare":
             figure(results, out / "figure.png")
+        name = METHODS["base"] if command == "compare" else "this model"
+        print(table(results).replace(METHODS["base"], name))
         print("wrote " + ", ".join(str(path) for path in sorted(out.iterdir())))
 
 def peak_memory() -> str:

@@ -176,16 +176,15 @@ def test_metrics_and_precision():
     metrics = rift.rift_loss(LOGPS, MASK, REWARDS)[1]
     assert (metrics["n_pos"], metrics["n_neg"]) == (1, 2)
     assert metrics["logp_pos"] == pytest.approx(-0.6)
-    assert metrics["logp_neg"] == pytest.approx((-0.9 - 0.7) / 2)
-    assert metrics["pi_neg"] == pytest.approx((math.exp(-0.9) + math.exp(-0.7)) / 2)
+    assert metrics["logp_neg"] == pytest.approx(-0.9 - 0.7)             # sums: these add up
+    assert metrics["pi_neg"] == pytest.approx(math.exp(-0.9) + math.exp(-0.7))
     assert metrics["grad_neg"] == 0                                     # no graph, no gradient
     half = rift.rift_loss(LOGPS.bfloat16(), MASK, REWARDS.float())[0]
     assert half.dtype == rift.log_policy(LOGPS.bfloat16(), MASK, "mean")[0].dtype == torch.float32
     parts = [rift.rift_loss(LOGPS[i:i + 1], MASK[i:i + 1], REWARDS[i:i + 1], normalizer=3)[1]
-             | {"loss": 0.0} for i in range(3)]
-    for name, value in rift.combine(parts).items():
-        if name in metrics:
-            assert value == pytest.approx(metrics[name])
+             for i in range(3)]
+    for name, value in metrics.items():
+        assert sum(part[name] for part in parts) == pytest.approx(value)
     with pytest.raises(ValueError, match="level"):
         rift.rift_loss(LOGPS, MASK, REWARDS, "word")
 
@@ -763,10 +762,37 @@ def test_compare_grid_and_rounds(tmp_path, capsys):
     assert len({json.dumps(cell["curves"]) for cell in cells}) >= 9
 
 
+def test_compare_takes_several_epochs(tmp_path, capsys):
+    status, text, _ = command(capsys, "--out", tmp_path / "run", *SMALL, "--epochs", 1, 2,
+                              "--methods", "base", "rft-steps", "rift")
+    cells = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
+    assert status == 0 and [(c["method"], c["epochs"], c["steps"]) for c in cells] == [
+        ("base", 3.0, 0), ("rft-steps", 1.0, 4), ("rift", 1.0, 4), ("rft-steps", 2.0, 8),
+        ("rift", 2.0, 8)]
+    assert "RIFT - RFT, same steps, epochs 2.0" in " ".join(text.split())
+
+
+def test_results_are_strict_json_when_training_diverges(tmp_path, capsys):
+    """Every loss is finite up to the first step that is not, which is null in the curves."""
+    status, text, _ = command(capsys, "--out", tmp_path / "run", *SMALL, "--lr", 1e30,
+                              "--warmup", 0, "--methods", "rift")
+    assert status == 0 and "is not finite" in text
+
+    def refuse(constant):
+        raise AssertionError(constant)
+    results = json.loads((tmp_path / "run" / "results.json").read_text(), parse_constant=refuse)
+    curves = results["cells"][0]["curves"]
+    assert curves["grad_norm"][-1] is None and curves["grad_norm"][0] > 0
+
+
 def test_intervals():
     assert rift.interval([[0.5, 0.1]]) == (0.5, 0.1)
     mean, half = rift.interval([[x, 9.0] for x in (1.0, 2.0, 3.0, 4.0, 5.0)])
     assert mean == 3 and half == pytest.approx(2.776445 * math.sqrt(2.5 / 5), rel=1e-3)
+    half = rift.interval([[x, 9.0] for x in range(10)])[1]
+    assert half == pytest.approx(2.262 * math.sqrt(55 / 6 / 10))
+    half = rift.interval([[x, 9.0] for x in range(11)])[1]
+    assert half == pytest.approx(1.96 * math.sqrt(11 / 11))
 
 
 def results_of(*seeds):
@@ -788,6 +814,38 @@ def test_table():
     assert two[2].split()[2:6] == ["55.0", "±63.5", "50.0", "±"]      # 12.706 * 0.05
     assert two[3].split()[5:8] == ["+25.0", "±", "0.0"]               # paired by seed
     assert "95 % interval over 2 seeds" in two[-2]
+
+
+def test_differences_are_within_each_combination_of_settings():
+    def cells(method, value, **grid):
+        return [{**cell, "method": method, **dict(zip(grid, values)), "results": {"all": {
+            "n": 100, **dict.fromkeys(("greedy", "mean@8", "pass@8"), [value(*values), 0.0])}}}
+                for cell in results_of(0, 1)["cells"] if cell["method"] == "rift"
+                for values in itertools.product(*grid.values())]
+
+    def differences(*cells):
+        results = results_of() | {"cells": list(itertools.chain(*cells))}
+        return {row: round(mean, 6) for row, (mean, _) in
+                rift.gather(results, "all", "greedy").items() if row.startswith("RIFT - ")}
+    base = cells("base", lambda: 0.1)
+    steps, naive = "RIFT - RFT, same steps", "RIFT - naive, its best lr"
+    # RFT has the default reward, which makes no difference to it; naive has each, at its own lr
+    assert differences(
+        base, cells("rft-steps", lambda: 0.5), cells("rift", lambda w: 0.5 - w, wrong=[-0.05, -1]),
+        cells("naive", lambda w, lr: 0.5 + w, wrong=[-0.05, -1], lr=[3e-5])) == {
+            f"{steps}, wrong -0.05": 0.05, f"{steps}, wrong -1": 1,
+            f"{naive}, wrong -0.05": 0.1, f"{naive}, wrong -1": 2}
+    for name, values in (("round", [1, 2, 3, 4]), ("epochs", [1.5, 3.0]), ("lr", [1e-4, 1e-3]),
+                         ("level", ["sequence", "mean"])):
+        def rank(value, values=values):
+            return values.index(value)
+        assert differences(base, cells("rft-steps", lambda v: 0.1 * rank(v), **{name: values}),
+                           cells("rift", lambda v: 0.3 * rank(v), **{name: values})) == {
+            f"{steps}, {name} {value}": pytest.approx(0.2 * rank(value)) for value in values}
+    # a cell that only one of the two methods has gives no difference
+    few, both = (cells("rft-steps", lambda e: 0.5, epochs=[3.0]),
+                 cells("rift", lambda e: e, epochs=[1.5, 3.0]))
+    assert differences(few, both) == {f"{steps}, epochs 3.0": 2.5}
 
 
 def test_sample_train_eval_score_hand_over_by_files(tmp_path, capsys):
@@ -835,7 +893,7 @@ LONG = {"problem": "1+" * 100, "answer": "1", "response": "2", "reward": 1.0}
     ([GOOD], "compare --problems FILE", "no field `solution`"),
     ([{"response": "x"}], "score --samples FILE", "no field `prompt` or `problem`"),
     ([GOOD | {"answer": None}], "score --samples FILE", "no field `answer`"),
-    ([GOOD], "train", "train needs --samples"),
+    ([GOOD], "train", "required: --samples"),
     ([GOOD], "train --samples no-such-file", "no-such-file: cannot be read"),
     ([GOOD], "train --samples FILE --model data/no-such-folder", "no such folder"),
     ([GOOD], "train --samples FILE --model data", "no model that transformers can load"),
@@ -868,6 +926,24 @@ def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path, capsys):
     status, _, error = command(capsys, "score", "--samples", path, "--out", tmp_path)
     assert status == 2 and "not a run of rift.py" in error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.tex", "x.jsonl"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "", "7"])
+def test_a_run_json_that_is_none_is_an_error_of_one_line(tmp_path, capsys, text):
+    path = write(tmp_path / "x.jsonl", GOOD)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text(text)
+    status, _, error = command(capsys, "score", "--samples", path, "--out", tmp_path / "out")
+    assert status == 2 and "run.json: not the settings of a run" in error
+    assert error.count("\n") == 1 and [p.name for p in (tmp_path / "out").iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("flag", ["--k 0", "--top-p 2", "--lr -1", "--lr nan", "--wrong nan",
+                                  "--right 1e39", "--epochs inf", "--seed -1"])
+def test_absurd_values_end_with_one_line(tmp_path, capsys, flag):
+    status, _, error = command(capsys, *flag.split(), "--out", tmp_path / "out")
+    assert status == 2 and f"{flag.split()[0]} " in error and "must be" in error
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_help_lists_every_flag_of_a_command(capsys):
