@@ -691,7 +691,7 @@ def figure(results: dict[str, Any], path: Path) -> None:
     loss.set(title="training loss", xlabel="step")
     logp.set(title="log pi of wrong responses, nats", xlabel="step")
     bars.legend(loc="upper left", ncols=4)
-    logp.legend(lines.values(), lines.keys(), loc="lower left")
+    logp.legend(lines.values(), lines.keys())
     fig.savefig(path, dpi=120)
 
 # ------------------------------------------------------------------------------ command line
