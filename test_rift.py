@@ -941,7 +941,7 @@ def test_a_run_json_that_is_none_is_an_error_of_one_line(tmp_path, capsys, text)
 @pytest.mark.parametrize("flag", ["--k 0", "--top-p 2", "--lr -1", "--lr nan", "--wrong=-inf",
                                   "--right 1e39", "--epochs inf", "--seed -1"])
 def test_absurd_values_end_with_one_line(tmp_path, capsys, flag):
-    status, _, error = command(capsys, *flag.split(), "--out", tmp_path / "out")
+    status, _, error = command(capsys, *SMALL, *flag.split(), "--out", tmp_path / "out")
     assert status == 2 and "must be from" in error and re.split("[ =]", flag)[0] in error
     assert error.count("\n") == 1 and not (tmp_path / "out").exists()
 
