@@ -44,6 +44,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor
+from torch.nn import LinearCrossEntropyOptions
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, TopPLogitsWarper
@@ -86,7 +87,7 @@ class Config:       # every setting; each is a flag of the commands named before
     wrong: float = -0.2             # sample score compare: reward of a wrong answer
     loss: str = "rift"              # train: rift, naive, rft or sft (every sample)
     level: str = "sequence"         # train compare: the pi of a response: sequence, mean or token
-    epochs: float = 3.0             # train compare: passes over the samples
+    epochs: float = 1.5             # train compare: passes over the samples
     steps: int = 0                  # train: optimizer steps; 0 counts them from --epochs
     batch_size: int = 64            # train compare: samples per optimizer step
     positives: bool = False         # train: --batch-size counts positives; negatives are added
@@ -174,76 +175,42 @@ def finish(terms: Tensor, used: Tensor, logps: Tensor, rewards: Tensor, log_pi: 
 LOSSES = {"rift": rift_loss, "naive": naive_loss, "rft": rft_loss, "sft": sft_loss}
 
 # ------------------------------------------------- log-probabilities without the full logits
-LOGITS_AT_ONCE, LOGITS_KEPT = 2 ** 23, 3 * 2 ** 24      # how many numbers
-
-class LinearLogps(torch.autograd.Function):
-    """log_softmax(hidden @ weight.T)[target] of each row, in float32 or better: hidden (N, D),
-    weight (V, D), targets (N,) -> (N,). The logits (N, V) come in pieces of the vocabulary; the
-    first few are kept, the others made again in the backward pass."""
-
-    @staticmethod
-    def pieces(hidden: Tensor, weight: Tensor, targets: Tensor) -> Iterator[tuple]:
-        """Each piece's rows of weight, as a slice and as a tensor, and where its targets are."""
-        size = max(1, LOGITS_AT_ONCE * (16 if hidden.is_cuda else 1) // max(len(hidden), 1))
-        for start in range(0, len(weight), size):
-            at = ((targets >= start) & (targets < start + size)).nonzero().squeeze(1)
-            rows = slice(start, start + size)
-            yield rows, weight[rows].to(hidden.dtype), (at, targets[at] - start)
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        chosen = hidden.new_zeros(len(hidden), dtype=wide)
-        total, ctx.kept = torch.full_like(chosen, -torch.inf), []
-        for rows, part, at in LinearLogps.pieces(hidden, weight, targets):
-            logits = (hidden @ part.T).to(wide)
-            chosen[at[0]] = logits[at]
-            total = torch.logaddexp(total, logits.logsumexp(1))
-            ctx.kept += [logits] if rows.stop * len(hidden) <= LOGITS_KEPT else []
-        ctx.save_for_backward(hidden, weight, targets, total)
-        return chosen - total
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        hidden, weight, targets, total = ctx.saved_tensors
-        grad_hidden = torch.zeros_like(hidden, dtype=total.dtype)
-        grad_weight = torch.empty_like(weight)
-        for rows, part, at in LinearLogps.pieces(hidden, weight, targets):
-            logits = ctx.kept.pop(0) if ctx.kept else (hidden @ part.T).to(total.dtype)
-            delta = logits.sub_(total[:, None]).exp_().mul_(-grad[:, None])
-            delta[at] += grad[at[0]]                            # grad (onehot - softmax)
-            grad_hidden += delta.to(hidden.dtype) @ part        # summed in float32 or better
-            grad_weight[rows] = delta.to(hidden.dtype).T @ hidden
-        return grad_hidden.to(hidden.dtype), grad_weight, None
+LOGITS_AT_ONCE = 2 ** 24        # how many numbers (float32: 64 MB), 16 times that on a GPU
 
 def plain_head(model: Any) -> bool:
-    """Whether logits are hidden @ weight.T and nothing else: no bias, scale or soft cap."""
+    """Whether logits are head(hidden) and nothing else: no scale or soft cap."""
     ids = torch.arange(2, device=model.device)[None]
     with torch.no_grad():
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return torch.allclose(hidden @ model.get_output_embeddings().weight.T, model(
-            input_ids=ids, use_cache=False).logits, rtol=1e-3, atol=1e-4)
+        logits = model(input_ids=ids, use_cache=False).logits
+        return torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-3, atol=1e-4)
 
 def response_logps(model: Any, input_ids: Tensor, attention_mask: Tensor, mask: Tensor,
                    plain: bool = True) -> Tensor:
     """log pi(token | all before it) at the response tokens, (B, T-1) in nats, 0 elsewhere.
+
     input_ids, attention_mask and mask (true at response tokens) are (B, T), padded on the right;
-    column t of the result belongs to token t + 1. The head runs on response positions alone and
-    in pieces; a head that is not `plain` is left to the model, at the cost of the full logits."""
+    column t of the result belongs to token t + 1. The head runs on response positions alone, in
+    float32 or better, some at a time and again in the backward pass, so that their logits are
+    never all there. A head that is not `plain` is left to the model, which makes them all.
+    """
     where, kind = mask[:, 1:].bool(), input_ids.device.type                     # (B, T-1)
     targets = input_ids[:, 1:][where]                                           # (N,)
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    out = (model.base_model if plain else model)(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    wide = (out.last_hidden_state if plain else out.logits)[:, :-1][where]      # (N, D) or (N, V)
+    wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
     if plain:
-        hidden = model.base_model(**inputs).last_hidden_state[:, :-1][where]    # (N, D)
-        if torch.is_autocast_enabled(kind):
-            hidden = hidden.to(torch.get_autocast_dtype(kind))
-        logps = LinearLogps.apply(hidden, model.get_output_embeddings().weight, targets)
+        head = model.get_output_embeddings()
+        weight, bias = (x if x is None else x.to(wide.dtype) for x in (head.weight, head.bias))
+        rows = max(1, LOGITS_AT_ONCE * (16 if kind == "cuda" else 1) // len(weight))
+        with torch.autocast(kind, enabled=False):
+            nll = F.linear_cross_entropy(
+                wide, weight, targets, linear_bias=bias, reduction="none",
+                options=LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None))
     else:
-        logits = model(**inputs).logits[:, :-1][where]                          # (N, V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logps = -F.cross_entropy(logits, targets, reduction="none")
-    return logps.new_zeros(where.shape).masked_scatter(where, logps)
+        nll = F.cross_entropy(wide, targets, reduction="none")
+    return nll.new_zeros(where.shape).masked_scatter(where, -nll)
 
 # -------------------------------------------------------------------- data: JSONL in, batches out
 Problem = Sample = dict[str, Any]   # a JSON object; fields not named here pass through
@@ -343,6 +310,8 @@ def load_model(path: str, device: str, dtype: torch.dtype = torch.float32) -> tu
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device)
+        if model.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")          # TF32, for the head
     except (OSError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(f"{path}: no model that transformers can load on {device} "
                         f"({str(error).strip().splitlines()[0]})") from None
@@ -480,6 +449,8 @@ def train(model: Any, tokenizer: Any, samples: list[Sample], config: Config,
         history = state.pop("history")
         for name, part in saved.items():
             part.load_state_dict(state[name])
+    if out:
+        write_whole(out / "metrics.jsonl", dump(history))
     plain = plain_head(model.eval())
     model.train()
     if config.gradient_checkpointing:
@@ -519,7 +490,8 @@ def train(model: Any, tokenizer: Any, samples: list[Sample], config: Config,
             log["stopped"] = f"step {step + 1} is not finite, on samples {names}, ..."
         history.append(log | {"seconds": time.perf_counter() - started})
         if out:
-            write_whole(out / "metrics.jsonl", dump(history))
+            with open(out / "metrics.jsonl", "a") as file:
+                file.write(dump(history[-1:]))
         if "stopped" in log:
             break
         if out and config.save_every and (step + 1) % config.save_every == 0:

@@ -1,16 +1,21 @@
 """Makes everything in data/ from one seed: problems, and the tiny base model that errs on them.
 
-    python data/make_data.py                 (about 5 minutes on 3 cores)
+    python data/make_data.py                              (about 5 minutes on 3 cores)
+    python data/make_data.py --held 0.5 --out runs/half   half the students hold misconceptions
+    python data/make_data.py --chain 4 --out runs/chain   only sums, of 1 to 4 steps
+    python data/make_data.py --study runs                 the README's study: tables, figure
 
-The base model learns from worked solutions by students who err, as a real base model learns
-from the web: two thirds are one- and two-step sums and differences in which a student forgets
-the carry or the borrow (a slip: right and wrong both common), one third is a+b*c or a-b*c, which
-nearly all students work from left to right (a misconception: right answers are rare).
-Validation and test problems are not in the corpus.
+The base model learns from worked solutions by students who err, as a real base model learns from
+the web. A third of the problems are one- and two-step sums and differences in which a student
+forgets the carry or the borrow now and then (slips: right and wrong answers are both common), the
+others are a+b*c or a-b*c, which nearly all students work from left to right (a misconception:
+right answers are rare, wrong ones all of one sort). Validation and test problems are not in the
+corpus.
 """
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -23,35 +28,36 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import rift                                                      # noqa: E402
 
-SLIP = 0.35             # chance that a student forgets a carry or a borrow
-LEFT_TO_RIGHT = 0.95    # share of students who work a+b*c from left to right
+PROBLEMS = {"train": 3000, "valid": 500, "test": 2000}
+STUDY = ("search", "seeds", "collapse", "map-0.5", "map-0.9", "map-0.98", "map-0.995", "map-0.999",
+         "levels", "length-1", "length-2", "length-3", "length-4", "rounds")
+REWARDS = (-0.05, -0.2, -1.0)
+Terms = list[tuple[str, int]]       # 82+3*4 is 82 and [("+", 3), ("*", 4)]
 
 
-def step(a: int, op: str, b: int, slip: bool) -> tuple[str, int]:
-    """`a op b=c` as text and c; with a slip the units' carry or borrow is forgotten."""
+def step(a: int, op: str, b: int, slip: float = 0.0, rng: random.Random | None = None
+         ) -> tuple[str, int]:
+    """`a op b=c` as text and c; with chance `slip` the units' carry or borrow is forgotten."""
     c = {"+": a + b, "-": a - b, "*": a * b}[op]
-    if slip and op == "+" and a % 10 + b % 10 > 9:
-        c -= 10
-    if slip and op == "-" and a % 10 < b % 10:
-        c += 10
+    carry = {"+": a % 10 + b % 10 > 9, "-": a % 10 < b % 10, "*": False}[op]
+    if carry and rng and rng.random() < slip:
+        c += 10 if op == "-" else -10
     return f"{a}{op}{b}={c}", c
 
 
-def draw_slips(rng: random.Random) -> tuple[int, list[tuple[str, int]]]:
-    """A sum or difference of one or two steps that stays at 0 or above."""
+def draw_sum(rng: random.Random, steps: int) -> tuple[int, Terms]:
+    """A sum or difference of this many steps that stays at 0 or above."""
     first = value = rng.randint(10, 99)
     terms = []
-    for _ in range(rng.randint(1, 2)):
-        op = rng.choice("+-")
+    for _ in range(steps):
         b = rng.randint(10, 99)
-        if op == "-" and b > value:
-            op = "+"
+        op = rng.choice("+-" if b <= value else "+")
         value += b if op == "+" else -b
         terms.append((op, b))
     return first, terms
 
 
-def draw_misconception(rng: random.Random) -> tuple[int, list[tuple[str, int]]]:
+def draw_misconception(rng: random.Random) -> tuple[int, Terms]:
     """a+b*c, or a-b*c where that is at least 0."""
     while True:
         a, b, c, op = rng.randint(10, 99), rng.randint(2, 9), rng.randint(2, 9), rng.choice("+-")
@@ -59,66 +65,65 @@ def draw_misconception(rng: random.Random) -> tuple[int, list[tuple[str, int]]]:
             return a, [(op, b), ("*", c)]
 
 
-def draw(rng: random.Random) -> tuple[str, int, list[tuple[str, int]]]:
+def draw(rng: random.Random, chain: int) -> tuple[str, int, Terms]:
     """A problem: its kind, its first number and its terms."""
-    kind = "slips" if rng.random() < 2 / 3 else "misconception"
-    return kind, *(draw_slips if kind == "slips" else draw_misconception)(rng)
+    if chain:
+        steps = rng.randint(1, chain)
+        return f"{steps} steps", *draw_sum(rng, steps)
+    if rng.random() < 1 / 3:
+        return "slips", *draw_sum(rng, rng.randint(1, 2))
+    return "misconception", *draw_misconception(rng)
 
 
-def statement(first: int, terms: list[tuple[str, int]]) -> str:
+def statement(first: int, terms: Terms) -> str:
     return str(first) + "".join(f"{op}{b}" for op, b in terms) + "=?"
 
 
-def solve(first: int, terms: list[tuple[str, int]], rng: random.Random | None = None
-          ) -> tuple[str, int]:
+def solve(first: int, terms: Terms, slip: float = 0.0, held: float = 0.0,
+          rng: random.Random | None = None) -> tuple[str, int]:
     """A worked solution and its answer: the expert's, or with an rng some student's."""
-    if terms[-1][0] == "*" and (rng is None or rng.random() > LEFT_TO_RIGHT):
-        (op, b), (_, c) = terms                                 # the product first
-        line, product = step(b, "*", c, False)
-        lines, terms = [line], [(op, product)]
-    else:
-        lines = []
-    slips = rng is not None and not lines and terms[-1][0] != "*"
-    value = first
-    for op, b in terms:
-        line, value = step(value, op, b, slips and rng.random() < SLIP)
+    lines, value = [], first
+    product = terms[-1][0] == "*"
+    if product and (rng is None or rng.random() > held):
+        (op, b), (_, c) = terms
+        line, c = step(b, "*", c)
+        lines, terms = [line], [(op, c)]
+    for op, b in terms:                                     # from left to right
+        line, value = step(value, op, b, 0 if product else slip, rng)
         lines.append(line)
     return "; ".join([*lines, rf"\boxed{{{value}}}"]), value
 
 
-def write(name: str, rows: list[dict]) -> None:
-    (HERE / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print(f"wrote data/{name}: {len(rows)} lines")
-
-
-def make_problems(rng: random.Random, sizes: dict[str, int]) -> set[str]:
+def make_problems(rng: random.Random, chain: int, out: Path) -> set[str]:
     """Writes train, valid and test problems, all different; returns those not to train on."""
     seen: set[str] = set()
     held_out: set[str] = set()
-    for name, size in sizes.items():
+    for name, size in PROBLEMS.items():
         rows = []
         while len(rows) < size:
-            kind, first, terms = draw(rng)
+            kind, first, terms = draw(rng, chain)
             problem = statement(first, terms)
             if problem not in seen:
                 seen.add(problem)
                 solution, answer = solve(first, terms)
                 rows.append({"problem": problem, "answer": str(answer), "solution": solution,
                              "kind": kind})
-        write(f"{name}.jsonl", rows)
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        print(f"wrote {out / name}.jsonl: {len(rows)} lines")
         held_out |= {row["problem"] for row in rows if name != "train"}
     return held_out
 
 
-def make_corpus(rng: random.Random, size: int, held_out: set[str]) -> list[rift.Sample]:
+def make_corpus(rng: random.Random, args: argparse.Namespace, held_out: set[str]
+                ) -> list[rift.Sample]:
     """Worked solutions by students, each with reward 1: what the base model imitates."""
     corpus = []
-    while len(corpus) < size:
-        _, first, terms = draw(rng)
+    while len(corpus) < args.steps * 64:
+        _, first, terms = draw(rng, args.chain)
         problem = statement(first, terms)
         if problem not in held_out:
-            corpus.append({"problem": problem, "response": solve(first, terms, rng)[0],
-                           "reward": 1.0})
+            response, _ = solve(first, terms, args.slip, args.held, rng)
+            corpus.append({"problem": problem, "response": response, "reward": 1.0})
     return corpus
 
 
@@ -132,15 +137,150 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
                                    clean_up_tokenization_spaces=False, model_max_length=128)
 
 
+def values(results: dict, kind: str, figure: str, **want: object) -> dict[int, float]:
+    """A figure, in percent, by seed, of the cells with these settings."""
+    return {cell["seed"]: 100 * cell["results"][kind][figure][0] for cell in results["cells"]
+            if want.items() <= cell.items()}
+
+
+def spread(mine: dict[int, float], other: dict[int, float] | None = None) -> tuple[float, float]:
+    """Mean over seeds and its 95 % half-width, of a figure or of a difference paired by seed."""
+    return rift.interval([[value - (other[seed] if other else 0), 0.0]
+                          for seed, value in mine.items()])
+
+
+def gain(results: dict, kind: str, figure: str, mine: dict, other: dict) -> tuple[float, float]:
+    return spread(values(results, kind, figure, **mine), values(results, kind, figure, **other))
+
+
+def draw_study(study: dict[str, dict], path: Path) -> None:
+    """The figure of the README's study: a panel or two for each experiment."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    matplotlib.rcParams.update({"font.size": 7, "lines.markersize": 3, "errorbar.capsize": 2})
+    fig = Figure(figsize=(11, 9), layout="constrained")
+    panels = iter(fig.subplots(3, 3).ravel())
+    colours = {"rft-passes": "tab:cyan", "rft-steps": "tab:blue", "rift": "tab:purple",
+               "rift-positives": "tab:pink", "naive": "tab:orange", "naive-same-lr": "tab:red"}
+    steps, rift_ = {"method": "rft-steps"}, {"method": "rift"}
+
+    def line(ax, xs, points, *style, **more) -> None:
+        means, halves = zip(*points)
+        ax.errorbar(xs, means, halves, *style, marker="o", **more)
+
+    ax, ax2 = next(panels), next(panels)
+    collapse, passes = study["collapse"], [0.75, 1.5, 3.0, 6.0]
+    for method in ("rft-steps", "rift", "naive", "naive-same-lr"):
+        line(ax, passes, [spread(values(collapse, "all", "mean@8", method=method, epochs=n))
+                          for n in passes], color=colours[method], label=rift.METHODS[method])
+    ax.axhline(spread(values(collapse, "all", "mean@8", method="base"))[0], color="grey",
+               label="base model")
+    ax.set(title="1a. mean@8, %", xlabel="passes over the buffer", xscale="log")
+    ax.set_xticks(passes, passes)
+    for method, shades in (("naive-same-lr", "Reds"), ("rift", "Purples")):
+        for r, depth in zip(REWARDS, (0.4, 0.65, 0.95)):
+            curves = [cell["curves"]["logp_neg"] for cell in study["map-0.98"]["cells"]
+                      if (cell["method"], cell["wrong"]) == (method, r)]
+            ax2.plot([sum(step) / len(step) for step in zip(*curves)],
+                     label=f"{method[:5]}, r = {r:g}", color=matplotlib.colormaps[shades](depth))
+    ax2.set(title="1b. log pi of the wrong answers, nats", xlabel="step")
+
+    ax = next(panels)
+    for i, (mine, other, row) in enumerate(rift.DIFFERENCES[:3]):
+        means, halves = zip(*(gain(study["seeds"], "all", figure, {"method": mine},
+                                   {"method": other}) for figure in ("greedy", "mean@8", "pass@8")))
+        ax.bar([x + 0.27 * i for x in range(3)], means, 0.27, yerr=halves, label=row)
+    ax.set(title="2. RIFT - RFT, all problems, points")
+    ax.set_xticks([0.27, 1.27, 2.27], ["greedy", "mean@8", "pass@8"])
+
+    ax, levels = next(panels), study["levels"]
+    kinds = [f"{n} steps" for n in range(1, 5)]
+    rows = list(itertools.product(rift.LEVELS, REWARDS))
+    grid = [[gain(levels, kind, "mean@8", rift_ | {"level": at, "wrong": r}, steps | {"level": at})
+             for kind in kinds] for at, r in rows]
+    ax.imshow([[mean for mean, _ in row] for row in grid], "RdBu", vmin=-20, vmax=20, aspect="auto")
+    for y, x in itertools.product(range(len(rows)), range(4)):
+        ax.text(x, y, "{:+.1f} ± {:.1f}".format(*grid[y][x]), ha="center", va="center", size=6)
+    ax.set(title="3. RIFT - RFT, same steps, mean@8, points")
+    ax.set_yticks(range(len(rows)), [f"{at} {r:g}" for at, r in rows])
+    before = [spread(values(levels, kind, "mean@8", method="base"))[0] for kind in kinds]
+    ax.set_xticks(range(4), [f"{kind}\nbase {share:.0f} %" for kind, share in zip(kinds, before)])
+
+    ax = next(panels)
+    lengths = [study[f"length-{n}"] for n in range(1, 5)]
+    for level in rift.LEVELS:
+        points = [rift.interval([[cell["curves"]["neg_share"][0], 0.0] for cell in results["cells"]
+                                 if cell["method"] == "rift" and cell["level"] == level])
+                  for results in lengths]
+        line(ax, [results["cells"][0]["results"]["all"]["tokens"][0] for results in lengths],
+             points, label=level)
+    ax.set(title="4. share of the gradient from wrong answers, at the start",
+           xlabel="tokens in a response", yscale="log")
+
+    ax, turns = next(panels), range(1, 5)
+    for method, figure in itertools.product(("rft-steps", "rift"), ("pass@8", "mean@8")):
+        line(ax, turns, [spread(values(study["rounds"], "all", figure, method=method, round=n))
+                         for n in turns], "--" if figure == "mean@8" else "-",
+             color=colours[method], label=f"{rift.METHODS[method]}, {figure}")
+    ax.set(title="5. rounds, %", xlabel="round", xticks=turns)
+
+    ax, ax2, ax3 = panels
+    for mine, other, label in rift.DIFFERENCES[:2]:
+        line(ax3, passes, [gain(collapse, "all", "mean@8", {"method": mine, "epochs": n},
+                                {"method": other, "epochs": n}) for n in passes],
+             color=colours[other], label=label)
+    ax3.set(title="2b. RIFT - RFT by length of training, mean@8, points",
+            xlabel="passes over the buffer", xscale="log")
+    ax3.set_xticks(passes, passes)
+    worlds = [study[name] for name in STUDY if name.startswith("map-")]
+    shares = [spread(values(world, "misconception", "mean@8", method="base"))[0] / 100
+              for world in worlds]
+    for r, shade in zip(REWARDS, ("tab:pink", "tab:purple", "indigo")):
+        points = [gain(world, "misconception", "mean@8", rift_ | {"wrong": r}, steps)
+                  for world in worlds]
+        line(ax, shares, points, color=shade, label=f"r = {r:g}")
+        line(ax2, [-r * (1 - c) / 2 / c for c in shares], points, ls="", color=shade,
+             label=f"r = {r:g}")
+    ax.set(title="6a. RIFT - RFT on the misconception, same steps, mean@8, points", xscale="log",
+           xlabel="share c of right samples before training")
+    ax2.set(title="6b. The same against the arithmetic", xscale="log", xlabel="|r| (1 - c) / 2c")
+    for ax in fig.axes:
+        if ax.get_legend_handles_labels()[1]:
+            ax.legend(frameon=False)
+    for ax in fig.axes:
+        if " - " in ax.get_title():
+            ax.axhline(0, color="grey", lw=0.5)
+    fig.savefig(path, dpi=150)
+
+
+def study(runs: Path) -> None:
+    """Gathers the study's results, prints their tables and draws their figure."""
+    found = {name: json.loads((runs / name / "results.json").read_text()) for name in STUDY}
+    for name, results in found.items():
+        print(f"\n==== {name}\n{rift.table(results)}")
+    (HERE / "study.json").write_text(json.dumps(found) + "\n")
+    draw_study(found, HERE / "study.png")
+    print("wrote data/study.json and data/study.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--slip", type=float, default=0.35, help="chance to forget a carry")
+    parser.add_argument("--held", type=float, default=0.98, help="share with a misconception")
+    parser.add_argument("--chain", type=int, default=0, help="only sums, of 1 to this many steps")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder")
+    parser.add_argument("--study", type=Path, help="the folder of the study's runs: draw it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=3500, help="of 64 solutions each")
     parser.add_argument("--lr", type=float, default=2e-3)
     args = parser.parse_args()
+    if args.study:
+        study(args.study)
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(args.seed)
-    held_out = make_problems(rng, {"train": 3000, "valid": 500, "test": 2000})
-    corpus = make_corpus(rng, args.steps * 64, held_out)
+    held_out = make_problems(rng, args.chain, args.out)
+    corpus = make_corpus(rng, args, held_out)
     tokenizer = make_tokenizer()
     rift.torch.manual_seed(args.seed)
     model = LlamaForCausalLM(LlamaConfig(
@@ -150,13 +290,14 @@ def main() -> None:
         pad_token_id=tokenizer.pad_token_id))
     config = rift.Config(loss="rift", lr=args.lr, epochs=1.0, seed=args.seed)
     history = rift.train(model, tokenizer, corpus, config)       # all rewards 1: RIFT is SFT
-    model.save_pretrained(HERE / "tiny-base")
-    tokenizer.save_pretrained(HERE / "tiny-base")
-    made = {"made_by": "python data/make_data.py", **vars(args), "slip": SLIP,
-            "left_to_right": LEFT_TO_RIGHT, "parameters": model.num_parameters(),
-            "loss": sum(row["loss"] for row in history[-50:]) / 50}
-    (HERE / "tiny-base" / "how_it_was_made.json").write_text(json.dumps(made, indent=1) + "\n")
-    print(f"wrote data/tiny-base: {made['parameters']:,} parameters, loss {made['loss']:.4f}")
+    loss = sum(row["loss"] for row in history[-50:]) / 50
+    made = {name: value for name, value in vars(args).items() if name not in ("out", "study")} | {
+        "made_by": "python data/make_data.py", "parameters": model.num_parameters(), "loss": loss}
+    folder = args.out / "tiny-base"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "how_it_was_made.json").write_text(json.dumps(made, indent=1) + "\n")
+    print(f"wrote {folder}: {made['parameters']:,} parameters, loss {loss:.4f}")
 
 
 if __name__ == "__main__":
