@@ -60,7 +60,7 @@ DIFFERENCES = (("rift", "rft-passes", "RIFT - RFT, same passes"),
                ("rift", "rft-steps", "RIFT - RFT, same steps"),
                ("rift-positives", "rft-steps", "RIFT - RFT, same positives"),
                ("rift", "naive", "RIFT - naive, its best lr"))
-OWN_LR = {"sft": 1e-4, "naive": 3e-5}      # best of the search in data/search.json; others: 3e-4
+OWN_LR = {"naive": 1e-4}          # best of the search in data/study.json; the others: 3e-4
 GRID = ("seed", "lr", "epochs", "level", "wrong")   # of these, compare takes several values
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 1.96)  # 2 ... 10, 11+ seeds
 
@@ -589,7 +589,8 @@ def compare(config: Config, out: Path, model: Any, tokenizer: Any, problems: lis
             results["cells"].append(dict(cell))
             print(f"seed {one.seed}  {METHODS[method]:22}{len(history):5} steps "
                   f"{cell['minutes']:6.2f} min", *(f" {name} {cell[name]}" for name in GRID[1:]
-                                                   if len(grid[name]) > 1), stopped, flush=True)
+                                                   if len(grid[name]) > 1),
+                  f"\n    {stopped}" * bool(stopped), flush=True)
         write_whole(path, json.dumps(results) + "\n")
     return results
 
