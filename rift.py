@@ -554,6 +554,7 @@ def compare(config: Config, out: Path, model: Any, tokenizer: Any, problems: lis
             "threads": torch.get_num_threads(), "dtype": str(model.dtype),
             "torch": torch.__version__, "transformers": transformers.__version__}}
     grid = {name: config.grid.get(name, [getattr(config, name)]) for name in GRID}
+    several = [one for one in GRID[1:] if len(grid[one]) > 1] + ["round"] * (config.rounds > 1)
     for *values, method in itertools.product(*grid.values(), config.methods):
         cell, loss = {"method": method, **dict(zip(GRID, values))}, method.split("-")[0]
         for name in {"base": GRID[1:], "sft": ["wrong"], "rft": ["wrong"]}.get(loss, ()):
@@ -587,9 +588,8 @@ def compare(config: Config, out: Path, model: Any, tokenizer: Any, problems: lis
                                 for name in ("loss", "logp_neg", "neg_share", "grad_norm")},
                      "minutes": round((time.perf_counter() - started) / 60, 2)}
             results["cells"].append(dict(cell))
-            print(f"seed {one.seed}  {METHODS[method]:22}{len(history):5} steps "
-                  f"{cell['minutes']:6.2f} min", *(f" {name} {cell[name]}" for name in GRID[1:]
-                                                   if len(grid[name]) > 1),
+            print(f"seed {cell['seed']}  {METHODS[method]:22}{len(history):5} steps "
+                  f"{cell['minutes']:6.2f} min", *(f" {name} {cell[name]}" for name in several),
                   f"\n    {stopped}" * bool(stopped), flush=True)
         write_whole(path, json.dumps(results) + "\n")
     return results

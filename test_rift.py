@@ -1182,26 +1182,49 @@ def fences(language):
 
 
 def test_readme_commands_parse(tmp_path):
-    lines = [line for block in fences("sh") for line in block.splitlines() if "rift.py" in line]
-    assert len(lines) >= 6
-    for line in lines:
-        words = shlex.split(line, comments=True)
-        assert words[:2] == ["python", "rift.py"]
-        rift.parse(words[2:])
+    """The shell runs them as they stand, with a `python` that prints its arguments only."""
+    (tmp_path / "runs" / "chain").mkdir(parents=True)
+    script = "set -eu; run() { printf '%q ' \"$@\"; echo; }; python() { run \"$@\"; }\n" \
+        "pip() { :; }; grep() { :; }\n" + "".join(fences("sh"))
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    made, making = set(), (HERE / "data" / "make_data.py").read_text()
+    for script, *words in map(shlex.split, done.stdout.splitlines()):
+        if script == "rift.py":
+            made.add(Path(rift.parse(words).out).name)
+        elif script == "data/make_data.py":
+            assert all(f'"{word}"' in making for word in words if word.startswith("--"))
+        else:
+            assert [script, *words[:2]] in (["-m", "pytest", "-q"], ["bench.py"]), script
+    assert set(RESULTS) - {"one"} <= made
 
 
 def test_readme_shows_the_loss_as_it_is():
     assert inspect.getsource(rift.rift_loss) in fences("python")[0]
 
 
-@pytest.mark.parametrize("name", ["one", "seeds"])
-def test_readme_tables_are_the_shipped_results(name):
-    results = RESULTS[name]
-    assert rift.table(results).split("\n\n")[0] in [block.rstrip("\n") for block in fences("text")]
-    for name, path in (("problems", "train"), ("test", "test"), ("model", "tiny-base")):
-        file = HERE / "data" / (path + ".jsonl" * (name != "model"))
-        now = rift.settings(Config(**{name: str(file)}))
-        assert results["settings"][name] == now[name]           # made from the data that is shipped
+def test_readme_table_is_the_shipped_result():
+    blocks = [block.rstrip("\n") for block in fences("text")]
+    assert blocks == [rift.table(RESULTS["one"]).split("\n\n")[0]]
+
+
+@pytest.mark.parametrize("name", ["one", "seeds", "collapse", "rewards", "which-pi", "rounds"])
+def test_results_are_those_of_the_shipped_data(name):
+    for flag, path in (("problems", "train"), ("test", "test"), ("model", "tiny-base")):
+        file = HERE / "data" / (path + ".jsonl" * (flag != "model"))
+        now = rift.settings(Config(**{flag: str(file)}))
+        assert RESULTS[name]["settings"][flag] == now[flag]
+
+
+def test_study_has_ten_seeds_in_every_cell():
+    for name, results in RESULTS.items():
+        cells = {}
+        for cell in results["cells"]:
+            setting = tuple(cell[one] for one in ("method", *rift.GRID[1:], "round"))
+            cells.setdefault(setting, []).append(cell["seed"])
+        default = [*range(5 if name.startswith("base") else 10)]
+        seeds = {"one": [0], "search": [10, 11, 12]}.get(name, default)
+        assert all(sorted(mine) == seeds for mine in cells.values()), name
 
 
 def test_compare_takes_the_best_learning_rates_of_the_search():
@@ -1218,8 +1241,14 @@ def test_compare_takes_the_best_learning_rates_of_the_search():
             assert min(by_lr) < best < max(by_lr)           # the grid is wide enough
 
 
-def test_readme_prose_quotes_the_tables():
+def test_readme_prose_quotes_the_tables(monkeypatch):
+    monkeypatch.syspath_prepend(HERE / "data")
+    from make_data import by_base
     tables = " ".join(rift.table(results) for results in RESULTS.values())
+    for held, figure in itertools.product(("0.98", "0.99"), ("greedy", "mean@8")):
+        for one, other, _ in rift.DIFFERENCES[:3]:
+            mean, half = by_base(RESULTS, held, one, other, figure)[-1]
+            tables += f" {mean:+.1f} ± {half:.1f}"
     section = README.split("## What we found")[1].split("\n## ")[0]
     section = re.sub(r"(?s)```.*?```|`.*?`", "", section)
     close = re.compile(r"\s*±\s*")

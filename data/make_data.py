@@ -29,8 +29,10 @@ sys.path.insert(0, str(HERE.parent))
 import rift                                                      # noqa: E402
 
 PROBLEMS = {"train": 3000, "valid": 500, "test": 2000}
-STUDY = ("search", "seeds", "collapse", "rewards", "levels", "length-1", "length-2", "length-3",
-         "length-4", "rounds", "map-0.5", "map-0.9", "map-0.98", "map-0.99", "map-0.999")
+STUDY = ("search", "seeds", "collapse", "rewards", "levels", "which-pi", "rounds",
+         "length-1", "length-2", "length-3", "length-4",
+         "map-0.5", "map-0.9", "map-0.98", "map-0.99", "map-0.999",
+         *(f"base-{held}-{n}" for held in ("0.98", "0.99") for n in range(1, 5)))
 REWARDS = (-0.05, -0.2, -1.0)
 Terms = list[tuple[str, int]]       # 82+3*4 is 82 and [("+", 3), ("*", 4)]
 
@@ -150,7 +152,25 @@ def spread(mine: dict[int, float], other: dict[int, float] | None = None) -> tup
 
 
 def gain(results: dict, kind: str, figure: str, mine: dict, other: dict) -> tuple[float, float]:
+    """A figure of the cells `mine` less that of the cells `other`, paired by seed."""
     return spread(values(results, kind, figure, **mine), values(results, kind, figure, **other))
+
+
+def by_base(study: dict[str, dict], held: str, one: str, other: str, figure: str = "mean@8",
+            kind: str = "all") -> list[tuple[float, float]]:
+    """Method `one` less `other` at r = -0.2 for each of five base models, and over the five."""
+    worlds = [study[f"map-{held}"], *(study[f"base-{held}-{n}"] for n in range(1, 5))]
+    gains = [gain(world, kind, figure, {"method": one, "wrong": -0.2}, {"method": other})
+             for world in worlds]
+    return [*gains, spread(dict(enumerate(mean for mean, _ in gains)))]
+
+
+def share_of_one(tokens: int, level: str) -> float:
+    """The gradient's share from a wrong answer (r = -0.2) beside a right one, half a nat a token,
+    as rift_loss has it in float32."""
+    logps = rift.torch.full((2, tokens), -0.5, requires_grad=True)
+    _, sums = rift.rift_loss(logps, logps > -1, rift.torch.tensor([1.0, -0.2]), level)
+    return sums["grad_neg"] / (sums["grad_pos"] + sums["grad_neg"])
 
 
 def draw_study(study: dict[str, dict], path: Path) -> None:
@@ -163,6 +183,10 @@ def draw_study(study: dict[str, dict], path: Path) -> None:
     colours = {"rft-steps": "tab:blue", "rift": "tab:purple", "naive-same-lr": "tab:red"}
     rft, mine = {"method": "rft-steps"}, {"method": "rift"}
 
+    def share(world) -> float:
+        base = values(world, "misconception", "mean@8", method="base")
+        return max(spread(base)[0] / 100, 1e-4)                     # for the logarithm
+
     def line(ax, xs, points, **style) -> None:
         means, halves = zip(*points)
         ax.errorbar(xs, means, halves, marker="o", **style)
@@ -173,7 +197,7 @@ def draw_study(study: dict[str, dict], path: Path) -> None:
                             for n in passes], color=colour, label=rift.METHODS[method])
     ax1a.axhline(spread(values(collapse, "all", "mean@8", method="base"))[0], color="grey",
                  label="base model")
-    ax1a.set(title="1a. mean@8, %", xlabel="passes over the buffer")
+    ax1a.set(title="1a. mean@8, %", xlabel="passes over the buffer", ylim=(0, 100))
     for method, shades in (("naive-same-lr", "Reds"), ("rift", "Purples")):
         for r, depth in zip(REWARDS, (0.4, 0.65, 0.95)):
             curves = [cell["curves"]["logp_neg"] for cell in study["rewards"]["cells"]
@@ -187,36 +211,45 @@ def draw_study(study: dict[str, dict], path: Path) -> None:
         means, halves = zip(*(gain(study["seeds"], "all", figure, {"method": one},
                                    {"method": other}) for figure in figures))
         ax2a.bar([x + 0.27 * i for x in range(3)], means, 0.27, yerr=halves, label=label)
-    ax2a.set(title="2a. RIFT - RFT, all problems, points")
+    ax2a.set(title="2a. RIFT - RFT, all problems, points", ylim=(0, 50))
     ax2a.set_xticks([0.27, 1.27, 2.27], figures)
-    for figure in figures:
-        line(ax2b, passes, [gain(collapse, "all", figure, mine | {"epochs": n},
-                                 rft | {"epochs": n}) for n in passes], label=figure)
-    ax2b.set(title="2b. RIFT - RFT, same steps, points", xlabel="passes over the buffer")
+    for i, (one, other, label) in enumerate(rift.DIFFERENCES[:3]):
+        points = by_base(study, "0.98", one, other) + by_base(study, "0.99", one, other)
+        line(ax2b, [x + 0.2 * i for x in range(12)], points, ls="", label=label)
+    ax2b.set(title="2b. mean@8 by base model (H = 0.98; H = 0.99), points", ylim=(-10, 48))
+    ax2b.set_xticks([x + 0.2 for x in range(12)], ["map", *"1234", "all"] * 2)
 
-    levels, kinds = study["levels"], [f"{n} steps" for n in range(1, 5)]
     rows = list(itertools.product(rift.LEVELS, REWARDS))
-    grid = [[gain(levels, kind, "mean@8", mine | {"level": level, "wrong": r},
-                  rft | {"level": level}) for kind in kinds] for level, r in rows]
+    columns = [(study["levels"], f"{n} steps") for n in range(1, 5)]
+    columns.append((study["which-pi"], "misconception"))
+    grid = [[gain(results, kind, "mean@8", mine | {"level": level, "wrong": r},
+                  rft | {"level": level}) for results, kind in columns] for level, r in rows]
     ax3.imshow([[mean for mean, _ in row] for row in grid], "RdBu", vmin=-60, vmax=60,
                aspect="auto")
-    for y, x in itertools.product(range(len(rows)), range(len(kinds))):
+    for y, x in itertools.product(range(len(rows)), range(len(columns))):
         ax3.text(x, y, "{:+.1f} ± {:.1f}".format(*grid[y][x]), ha="center", va="center", size=6)
     ax3.set(title="3. RIFT - RFT, same steps, mean@8, points")
     ax3.set_yticks(range(len(rows)), [f"{level} {r:g}" for level, r in rows])
-    before = [spread(values(levels, kind, "mean@8", method="base"))[0] for kind in kinds]
-    ax3.set_xticks(range(4), [f"{kind}\nbase {share:.0f} %" for kind, share in zip(kinds, before)])
+    before = [spread(values(results, kind, "mean@8", method="base"))[0]
+              for results, kind in columns]
+    ax3.set_xticks(range(len(columns)), [f"{kind}\nbase {share:.0f} %"
+                                         for (_, kind), share in zip(columns, before)])
 
     lengths = [study[f"length-{n}"]["cells"] for n in range(1, 5)]
-    for level in rift.LEVELS:
+    tokens = [2 ** i for i in range(11)]
+    for level, colour in zip(rift.LEVELS, ("tab:purple", "tab:green", "tab:orange")):
         line(ax4, [cells[0]["results"]["all"]["tokens"][0] for cells in lengths],
              [rift.interval([[cell["curves"]["neg_share"][0], 0.0] for cell in cells
                              if (cell["method"], cell["level"]) == ("rift", level)])
-              for cells in lengths], label=level)
-    ax4.set(title="4. Share of the gradient from wrong answers, at the start",
-            xlabel="tokens in a response", yscale="log")
+              for cells in lengths], label=level, color=colour,
+             ls="--" if level == "token" else "-")
+        ax4.plot(tokens, [share_of_one(n, level) for n in tokens], ":", color=colour)
+    ax4.axhline(1e-6, color="grey", lw=0.5)                         # where rift.py warns
+    ax4.set(title="4. Wrong answers' share of the gradient, at the start",
+            xlabel="tokens in a response (dotted: half a nat each, in float32)",
+            xscale="log", yscale="log", ylim=(1e-9, 1))
 
-    turns = range(1, 5)
+    turns = range(1, 1 + max(cell["round"] for cell in study["rounds"]["cells"]))
     for method, figure in itertools.product(("rft-steps", "rift"), ("pass@8", "mean@8")):
         line(ax5, turns, [spread(values(study["rounds"], "all", figure, method=method, round=n))
                           for n in turns], ls="--" if figure == "mean@8" else "-",
@@ -224,27 +257,34 @@ def draw_study(study: dict[str, dict], path: Path) -> None:
     ax5.set(title="5. Rounds of sampling and training, %", xlabel="round", xticks=turns)
 
     worlds = [study[name] for name in STUDY if name.startswith("map-")]
-    shares = [max(spread(values(world, "misconception", "mean@8", method="base"))[0] / 100, 1e-4)
-              for world in worlds]
+    shares = [share(world) for world in worlds]
     for r, shade in zip(REWARDS, ("tab:pink", "tab:purple", "indigo")):
         points = [gain(world, "misconception", "mean@8", mine | {"wrong": r}, rft)
                   for world in worlds]
         line(ax6a, shares, points, color=shade, label=f"r = {r:g}")
-        line(ax6b, [-r * (1 - c) / 2 / c for c in shares], points, ls="", color=shade,
+        line(ax6b, [-r * (1 - c) / 2 / c for c in shares[:-1]], points[:-1], ls="", color=shade,
              label=f"r = {r:g}")
-    ax6a.set(title="6a. RIFT - RFT on the misconception, mean@8", xscale="log",
-             xlabel="share c of right samples before training")
-    ax6b.set(title="6b. The same against the arithmetic", xscale="log", xlabel="|r| (1 - c) / 2c")
+    for held, grey in (("0.98", "silver"), ("0.99", "grey")):
+        others = [study[f"base-{held}-{n}"] for n in range(1, 5)]
+        line(ax6a, [share(world) for world in others],
+             by_base(study, held, "rift", "rft-steps", kind="misconception")[1:5], ls="",
+             color=grey, label=f"r = -0.2, other bases, H = {held}")
+    ax6a.set(title="6a. RIFT - RFT on the misconception, mean@8", xscale="log", ylim=(-13, 64),
+             xlabel="share c of right samples before training (none: 1e-4)")
+    ax6b.set(title="6b. The same against the arithmetic, for c > 0", xscale="log",
+             xlabel="|r| (1 - c) / 2c")
     for ax in (ax1a, ax1b, ax2a, ax2b, ax4, ax5, ax6a, ax6b):
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, handlelength=3)
     for ax in (ax2a, ax2b, ax6a, ax6b):
         ax.axhline(0, color="grey", lw=0.5)
     fig.savefig(path, dpi=150)
 
 
 def study(runs: Path) -> None:
-    """Gathers the study's results in one file and draws their figure."""
-    found = {name: json.loads((runs / name / "results.json").read_text()) for name in STUDY}
+    """Gathers the study's results, to six digits, in one file and draws their figure."""
+    found = {name: json.loads((runs / name / "results.json").read_text(),
+                              parse_float=lambda text: float(f"{float(text):.6g}"))
+             for name in STUDY}
     (HERE / "study.json").write_text(json.dumps(found) + "\n")
     draw_study(found, HERE / "study.png")
     print("wrote data/study.json and data/study.png")
