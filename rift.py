@@ -794,7 +794,7 @@ def run(config: Config) -> None:
             figure(results, out / "figure.png")
         name = METHODS["base"] if command == "compare" else "this model"
         print(table(results).replace(METHODS["base"], name))
-        print("wrote " + ", ".join(str(path) for path in sorted(out.iterdir())))
+        print("wrote", "\n      ".join(str(path) for path in sorted(out.iterdir())))
 
 def peak_memory() -> str:
     """The most memory that this process has held, on the GPU where there is one."""
