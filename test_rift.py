@@ -224,6 +224,16 @@ def test_logps_and_gradients_are_those_of_the_full_logits(model, plain, piece, m
         torch.testing.assert_close(a, b)
 
 
+def test_subnormal_numbers_are_flushed():
+    """Gradients of nearly vanishing negatives are subnormal, and those are slow on a CPU."""
+    if not torch.set_flush_denormal(False) or not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    torch.set_flush_denormal(False)
+    assert (torch.tensor([1e-38]) * 0.01).item() > 0
+    rift.load_model(TINY, "cpu")
+    assert (torch.tensor([1e-38]) * 0.01).item() == 0
+
+
 def test_logps_under_autocast_are_those_of_the_model(tiny):
     """bfloat16 activations over float32 weights, as on CUDA: same values, gradients in float32."""
     model = tiny[0]
