@@ -1194,9 +1194,9 @@ def fences(language):
 def test_readme_commands_parse(tmp_path):
     """The shell runs them as they stand, with a `python` that prints its arguments only."""
     (tmp_path / "runs" / "chain").mkdir(parents=True)
-    script = "set -eu; run() { printf '%q ' \"$@\"; echo; }; python() { run \"$@\"; }\n" \
-        "pip() { :; }; grep() { :; }\n" + "".join(fences("sh"))
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, text=True, capture_output=True)
+    typed = "set -eu; python() { printf '%q ' \"$@\"; echo; }; pip() { :; }; grep() { :; }\n"
+    typed += "".join(fences("sh"))
+    done = subprocess.run(["bash", "-c", typed], cwd=tmp_path, text=True, capture_output=True)
     assert done.returncode == 0 and not done.stderr, done.stderr
     made, making = set(), (HERE / "data" / "make_data.py").read_text()
     for script, *words in map(shlex.split, done.stdout.splitlines()):

@@ -19,6 +19,7 @@ import itertools
 import json
 import random
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -110,7 +111,7 @@ def make_problems(rng: random.Random, chain: int, out: Path) -> set[str]:
                 solution, answer = solve(first, terms)
                 rows.append({"problem": problem, "answer": str(answer), "solution": solution,
                              "kind": kind})
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (out / f"{name}.jsonl").write_text(rift.dump(rows))
         print(f"wrote {out / name}.jsonl: {len(rows)} lines")
         held_out |= {row["problem"] for row in rows if name != "train"}
     return held_out
@@ -145,24 +146,33 @@ def values(results: dict, kind: str, figure: str, **want: object) -> dict[int, f
             if want.items() <= cell.items()}
 
 
-def spread(mine: dict[int, float], other: dict[int, float] | None = None) -> tuple[float, float]:
-    """Mean over seeds and its 95 % half-width, of a figure or of a difference paired by seed."""
-    return rift.interval([[value - (other[seed] if other else 0), 0.0]
-                          for seed, value in mine.items()])
+def spread(figures: Iterable[float]) -> tuple[float, float]:
+    """Their mean and its 95 % half-width."""
+    return rift.interval([[figure, 0.0] for figure in figures])
+
+
+def average(results: dict, kind: str, figure: str, **want: object) -> tuple[float, float]:
+    """A figure of the cells with these settings, over seeds."""
+    return spread(values(results, kind, figure, **want).values())
 
 
 def gain(results: dict, kind: str, figure: str, mine: dict, other: dict) -> tuple[float, float]:
     """A figure of the cells `mine` less that of the cells `other`, paired by seed."""
-    return spread(values(results, kind, figure, **mine), values(results, kind, figure, **other))
+    ours, theirs = (values(results, kind, figure, **want) for want in (mine, other))
+    return spread(ours[seed] - theirs[seed] for seed in ours)
+
+
+def bases(study: dict[str, dict], held: str) -> list[dict]:
+    """The results of five base models of one world; the first is that of the map."""
+    return [study[f"map-{held}"], *(study[f"base-{held}-{n}"] for n in range(1, 5))]
 
 
 def by_base(study: dict[str, dict], held: str, one: str, other: str, figure: str = "mean@8",
             kind: str = "all") -> list[tuple[float, float]]:
-    """Method `one` less `other` at r = -0.2 for each of five base models, and over the five."""
-    worlds = [study[f"map-{held}"], *(study[f"base-{held}-{n}"] for n in range(1, 5))]
+    """Method `one` less `other` at r = -0.2 for each of the five base models, and over them."""
     gains = [gain(world, kind, figure, {"method": one, "wrong": -0.2}, {"method": other})
-             for world in worlds]
-    return [*gains, spread(dict(enumerate(mean for mean, _ in gains)))]
+             for world in bases(study, held)]
+    return [*gains, spread(mean for mean, _ in gains)]
 
 
 def share_of_one(tokens: int, level: str) -> float:
@@ -184,8 +194,8 @@ def draw_study(study: dict[str, dict], path: Path) -> None:
     rft, mine = {"method": "rft-steps"}, {"method": "rift"}
 
     def share(world) -> float:
-        base = values(world, "misconception", "mean@8", method="base")
-        return max(spread(base)[0] / 100, 1e-4)                     # for the logarithm
+        base, _ = average(world, "misconception", "mean@8", method="base")
+        return max(base / 100, 1e-4)                                # for the logarithm
 
     def line(ax, xs, points, **style) -> None:
         means, halves = zip(*points)
@@ -193,9 +203,9 @@ def draw_study(study: dict[str, dict], path: Path) -> None:
 
     collapse, passes = study["collapse"], (0.75, 1.5, 3.0)
     for method, colour in colours.items():
-        line(ax1a, passes, [spread(values(collapse, "all", "mean@8", method=method, epochs=n))
+        line(ax1a, passes, [average(collapse, "all", "mean@8", method=method, epochs=n)
                             for n in passes], color=colour, label=rift.METHODS[method])
-    ax1a.axhline(spread(values(collapse, "all", "mean@8", method="base"))[0], color="grey",
+    ax1a.axhline(average(collapse, "all", "mean@8", method="base")[0], color="grey",
                  label="base model")
     ax1a.set(title="1a. mean@8, %", xlabel="passes over the buffer", ylim=(0, 100))
     for method, shades in (("naive-same-lr", "Reds"), ("rift", "Purples")):
@@ -211,11 +221,10 @@ def draw_study(study: dict[str, dict], path: Path) -> None:
         means, halves = zip(*(gain(study["seeds"], "all", figure, {"method": one},
                                    {"method": other}) for figure in figures))
         ax2a.bar([x + 0.27 * i for x in range(3)], means, 0.27, yerr=halves, label=label)
-    ax2a.set(title="2a. RIFT - RFT, all problems, points", ylim=(0, 50))
-    ax2a.set_xticks([0.27, 1.27, 2.27], figures)
-    for i, (one, other, label) in enumerate(rift.DIFFERENCES[:3]):
         points = by_base(study, "0.98", one, other) + by_base(study, "0.99", one, other)
         line(ax2b, [x + 0.2 * i for x in range(12)], points, ls="", label=label)
+    ax2a.set(title="2a. RIFT - RFT, all problems, points", ylim=(0, 50))
+    ax2a.set_xticks([0.27, 1.27, 2.27], figures)
     ax2b.set(title="2b. mean@8 by base model (H = 0.98; H = 0.99), points", ylim=(-10, 48))
     ax2b.set_xticks([x + 0.2 for x in range(12)], ["map", *"1234", "all"] * 2)
 
@@ -230,8 +239,7 @@ def draw_study(study: dict[str, dict], path: Path) -> None:
         ax3.text(x, y, "{:+.1f} ± {:.1f}".format(*grid[y][x]), ha="center", va="center", size=6)
     ax3.set(title="3. RIFT - RFT, same steps, mean@8, points")
     ax3.set_yticks(range(len(rows)), [f"{level} {r:g}" for level, r in rows])
-    before = [spread(values(results, kind, "mean@8", method="base"))[0]
-              for results, kind in columns]
+    before = [average(results, kind, "mean@8", method="base")[0] for results, kind in columns]
     ax3.set_xticks(range(len(columns)), [f"{kind}\nbase {share:.0f} %"
                                          for (_, kind), share in zip(columns, before)])
 
@@ -239,8 +247,8 @@ def draw_study(study: dict[str, dict], path: Path) -> None:
     tokens = [2 ** i for i in range(11)]
     for level, colour in zip(rift.LEVELS, ("tab:purple", "tab:green", "tab:orange")):
         line(ax4, [cells[0]["results"]["all"]["tokens"][0] for cells in lengths],
-             [rift.interval([[cell["curves"]["neg_share"][0], 0.0] for cell in cells
-                             if (cell["method"], cell["level"]) == ("rift", level)])
+             [spread(cell["curves"]["neg_share"][0] for cell in cells
+                     if (cell["method"], cell["level"]) == ("rift", level))
               for cells in lengths], label=level, color=colour,
              ls="--" if level == "token" else "-")
         ax4.plot(tokens, [share_of_one(n, level) for n in tokens], ":", color=colour)
@@ -251,7 +259,7 @@ def draw_study(study: dict[str, dict], path: Path) -> None:
 
     turns = range(1, 1 + max(cell["round"] for cell in study["rounds"]["cells"]))
     for method, figure in itertools.product(("rft-steps", "rift"), ("pass@8", "mean@8")):
-        line(ax5, turns, [spread(values(study["rounds"], "all", figure, method=method, round=n))
+        line(ax5, turns, [average(study["rounds"], "all", figure, method=method, round=n)
                           for n in turns], ls="--" if figure == "mean@8" else "-",
              color=colours[method], label=f"{rift.METHODS[method]}, {figure}")
     ax5.set(title="5. Rounds of sampling and training, %", xlabel="round", xticks=turns)
@@ -265,8 +273,7 @@ def draw_study(study: dict[str, dict], path: Path) -> None:
         line(ax6b, [-r * (1 - c) / 2 / c for c in shares[:-1]], points[:-1], ls="", color=shade,
              label=f"r = {r:g}")
     for held, grey in (("0.98", "silver"), ("0.99", "grey")):
-        others = [study[f"base-{held}-{n}"] for n in range(1, 5)]
-        line(ax6a, [share(world) for world in others],
+        line(ax6a, [share(world) for world in bases(study, held)[1:]],
              by_base(study, held, "rift", "rft-steps", kind="misconception")[1:5], ls="",
              color=grey, label=f"r = -0.2, other bases, H = {held}")
     ax6a.set(title="6a. RIFT - RFT on the misconception, mean@8", xscale="log", ylim=(-13, 64),
