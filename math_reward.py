@@ -34,7 +34,7 @@ _MP.ln(_MP.pi * _MP.e)
 _MP.dps = 200             # 180 digits must agree, the others absorb rounding
 
 
-def math_reward(response: str, gold: str) -> bool:
+def math_reward(response: str, gold: str, truncated: bool = False) -> bool:
     """True if the final answer in `response` is equivalent to `gold`. Raises nothing on strings.
 
     `gold` is an answer, or a solution that holds it in \\boxed{} or after ####.

@@ -1,0 +1,479 @@
+r"""The study of data/README.md: how far RIFT leads RFT, over ten base models, by three counts.
+
+    for N in 0 1 2 3 4 5 6 7 8 9; do python data/make_data.py --seed $N --out runs/world-$N; done
+    export OMP_NUM_THREADS=1                    one thread a process: the models are tiny
+    python data/study.py run search bases temperature
+    python data/study.py report                 prints the tables and writes data/study.json
+    python data/study.py figure                 data/study.json -> data/study.png
+
+An experiment is a list of cells. A cell is one training run: a base model (the number of its
+world), a seed, a method, its settings; with the results of its evaluation it is one line of
+runs/study/EXPERIMENT.jsonl. A cell that is there is not run again, so a killed run goes on. Two
+processes can share an experiment: `--part 0/2` and `--part 1/2` each take every second cell.
+
+A cell, unless it says otherwise: 8 samples at temperature 1 of each of 300 training problems, the
+same buffer for every method; 57 steps of 64 samples (1.5 passes over the buffer); r = +1 and -0.2;
+pi of the whole sequence; then 8 samples at temperature 1 and the greedy response of each of the
+first 400 test problems. The searches and the choice of the base model that ships use the first 400
+validation problems instead, and nothing else does. The learning rate is 3e-4 in `bases`, and in
+`temperature` what `search` found best for the method at that temperature (3e-4 where the search has
+not run).
+
+RFT has fewer samples than RIFT, so its lead is counted in three ways: `passes`, RFT with as many
+passes over its samples, so in fewer steps; `steps`, RFT with as many optimizer steps; `positives`,
+RIFT with larger batches that hold 64 right samples on average, and as many steps.
+RFT without the problems that have no right sample is not a row: such problems have nothing in
+RFT's batches, so it is the same training, bit for bit.
+
+The rule for the base model that ships, written down before any run: the base model that ships is
+the one whose lead of RIFT over RFT (same steps, mean@8, validation problems, mean over seeds 0 and
+1) is the median of the ten: of the two middle ones, the lower.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import rift                                                      # noqa: E402
+
+Cell = dict[str, Any]
+BASES, SEEDS = range(10), (0, 1)
+PROBLEMS, EVALUATED, STEPS, BATCH = 300, 400, 57, 64
+SETTINGS = ("base", "seed", "method", "temperature", "lr", "wrong", "level", "on")
+
+# ---------------------------------------------------------------- methods: their loss, their name
+METHODS = {
+    "base": ("", "base model"),
+    "rft-passes": ("rft", "RFT, same passes"),
+    "rft-steps": ("rft", "RFT, same steps"),
+    "rft-distinct": ("rft", "RFT, distinct responses"),
+    "naive": ("naive", "naive, RIFT's rate"),
+    "naive-best": ("naive", "naive, its best rate"),
+    "rift": ("rift", "RIFT"),
+    "rift-positives": ("rift", "RIFT, 64 right a step"),
+    "rift-token": ("rift", "RIFT, level token"),
+    "topr": ("topr", "TOPR"),
+}
+SEARCHED, HOT = ("rft-steps", "naive", "rift", "topr", "rift-token"), ("rft-steps", "rift", "topr")
+RATES, TEMPERATURES, SEARCH_BASES = (1e-4, 3e-4, 1e-3), (1.0, 1.5, 2.0), (0, 1, 2)
+
+
+# ------------------------------------------------------------------ experiments: lists of cells
+
+def make_cell(base: int, seed: int, method: str, runs: Path, temperature: float = 1.0,
+              lr: float | None = None, wrong: float = -0.2, on: str = "test") -> Cell:
+    """The settings of a cell; by default its learning rate is the one that the search found."""
+    if method == "base":
+        lr = 0.0
+    elif lr is None:
+        searched_as = {"naive-best": "naive"}.get(method, method)
+        lr = best_rate(searched_as, temperature, read_cells("search", runs))
+    level = "token" if method == "rift-token" else "sequence"
+    return dict(zip(SETTINGS, (base, seed, method, temperature, lr, wrong, level, on)))
+
+
+def search_cells(runs: Path) -> list[Cell]:
+    pairs = [(1.0, method) for method in SEARCHED]
+    pairs += [(temperature, method) for temperature in TEMPERATURES[1:] for method in HOT]
+    return [make_cell(base, 100, method, runs, temperature, lr, on="valid")
+            for temperature, method in pairs for lr in RATES for base in SEARCH_BASES]
+
+
+def bases_cells(runs: Path) -> list[Cell]:
+    """Those on validation problems are for the choice of the base model that ships."""
+    cells = []
+    for base in BASES:
+        for seed in SEEDS:
+            cells.append(make_cell(base, seed, "base", runs))
+            for method in ("rft-steps", "rift"):
+                cells.append(make_cell(base, seed, method, runs, lr=3e-4, on="test"))
+                cells.append(make_cell(base, seed, method, runs, lr=3e-4, on="valid"))
+    for methods in (("topr", "rft-passes"), ("rift-positives",), ("rift-token",),
+                    ("rft-distinct",)):
+        cells += [make_cell(base, seed, method, runs, lr=3e-4)
+                  for seed in SEEDS for base in BASES for method in methods]
+    return cells + [make_cell(base, seed, "naive-best", runs) for seed in SEEDS for base in BASES]
+
+
+def temperature_cells(runs: Path) -> list[Cell]:
+    """Those at T = 1 and rate 3e-4 are in `bases`."""
+    cells = [make_cell(base, seed, method, runs, temperature)
+             for seed in SEEDS for methods in (("rft-steps", "rift"), ("topr",))
+             for base in BASES for temperature in TEMPERATURES for method in methods]
+    return [cell for cell in cells if (cell["temperature"], cell["lr"]) != (1.0, 3e-4)]
+
+
+EXPERIMENTS = {"search": search_cells, "bases": bases_cells, "temperature": temperature_cells}
+
+
+def score_of(cell: Cell, figure: str = "mean@8", kind: str = "all") -> float:
+    """In percent."""
+    return 100 * cell["results"][kind][figure][0]
+
+
+def searched(method: str, temperature: float, found: list[Cell]) -> dict[float, float]:
+    """mean@8 on validation problems, over the bases of the search, by learning rate."""
+    scores: dict[float, list[float]] = {lr: [] for lr in RATES}
+    for cell in found:
+        if (cell["method"], cell["temperature"]) == (method, temperature):
+            scores[cell["lr"]].append(score_of(cell))
+    return {lr: statistics.fmean(values) for lr, values in scores.items()
+            if len(values) == len(SEARCH_BASES)}
+
+
+def best_rate(method: str, temperature: float, found: list[Cell]) -> float:
+    scores = searched(method, temperature, found)
+    return max(scores, key=scores.get) if len(scores) == len(RATES) else 3e-4
+
+
+# -------------------------------------------------------------------------------- one cell
+
+@lru_cache(maxsize=1)
+def load_base(world: Path) -> tuple[Any, Any, dict[str, Any]]:
+    model, tokenizer = rift.load_model(str(world / "tiny-base"), "cpu", rift.torch.float32)
+    return model, tokenizer, {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def read_buffer(cell: Cell, world: Path, folder: Path) -> list[rift.Row]:
+    """The samples of the cell's base model, seed and temperature, which all methods share."""
+    path = folder / f"{world.name}-seed-{cell['seed']}-T-{cell['temperature']:g}.jsonl"
+    if not path.exists():
+        model, tokenizer, start = load_base(world)
+        model.load_state_dict(start)
+        problems = rift.read_problems(world / "train.jsonl", PROBLEMS)
+        drawn = rift.sample(model, tokenizer, problems, rift.Sampling(
+            seed=cell["seed"], temperature=cell["temperature"]))
+        folder.mkdir(parents=True, exist_ok=True)
+        own = path.with_name(f"{path.name}.{os.getpid()}")      # two processes may be at it
+        rift.write_whole(own, rift.dump_jsonl(drawn))
+        os.replace(own, path)
+    return rift.score(rift.read_jsonl(path), 1.0, cell["wrong"])
+
+
+def count_right(samples: list[rift.Row]) -> Cell:
+    """How many samples are right, of each kind, and how many different ones."""
+    right = [row for row in samples if row["reward"] > 0]
+    counts = {"all": len(right), "distinct": len(distinct(right))}
+    for kind in sorted({row["kind"] for row in samples}):
+        counts[kind] = sum(row["kind"] == kind for row in right)
+    return counts
+
+
+def distinct(samples: list[rift.Row]) -> list[rift.Row]:
+    return list({(row["problem"], row["response"]): row for row in samples}.values())
+
+
+@lru_cache(maxsize=1)               # cells that differ in their evaluation alone are neighbours
+def train_base(training: tuple, worlds: Path, runs: Path) -> tuple[Any, Any, Cell]:
+    """The base model after a cell's training (its key without `on`), and what that was like."""
+    cell = dict(zip(SETTINGS, training))
+    world = worlds / f"world-{cell['base']}"
+    samples = read_buffer(cell, world, runs / "buffers")
+    right, method, history = count_right(samples), cell["method"], []
+    model, tokenizer, start = load_base(world)
+    model.load_state_dict(start)
+    config = rift.Training(loss=METHODS[method][0], level=cell["level"], lr=cell["lr"],
+                           seed=cell["seed"], steps=STEPS, batch_size=BATCH)
+    if method == "rft-passes":
+        config.steps, config.epochs = 0, 1.5
+    if method == "rft-distinct":
+        samples = distinct(samples)
+    if method == "rift-positives":
+        config.batch_size = round(BATCH * len(samples) / right["all"])
+    if method != "base":
+        history = rift.train(model, tokenizer, samples, config)
+    curves = {name: [history[0][name], history[-1][name]] for name in
+              ("logp_pos", "logp_neg", "neg_share") if history}
+    return model, tokenizer, {"steps": len(history), "batch": config.batch_size, "right": right,
+                              "curves": curves}
+
+
+def fill(cell: Cell, worlds: Path, runs: Path) -> Cell:
+    """The cell with its results; `right` counts the right samples of its buffer."""
+    started = time.process_time()
+    model, tokenizer, facts = train_base(key(cell)[:-1], worlds, runs)
+    problems = rift.read_problems(worlds / f"world-{cell['base']}" / f"{cell['on']}.jsonl",
+                                  EVALUATED)
+    results = rift.evaluate(model, tokenizer, problems, rift.Sampling(seed=cell["seed"]))
+    minutes = (time.process_time() - started) / 60              # of one core
+    return {**cell, **facts, "minutes": minutes, "results": results}
+
+
+# --------------------------------------------------------------------- files of finished cells
+
+def read_cells(name: str, runs: Path) -> list[Cell]:
+    """The finished cells of an experiment, of all its files; a kill can leave half a line."""
+    files = [*runs.glob(f"{name}.jsonl"), *runs.glob(f"{name}.*of*.jsonl")]
+    return [json.loads(line) for file in sorted(files) for line in whole_lines(file)]
+
+
+def whole_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def key(cell: Cell) -> tuple:
+    return tuple(cell[name] for name in SETTINGS)
+
+
+def run(names: list[str], worlds: Path, runs: Path, part: str) -> None:
+    """Runs the cells of these experiments that are not there yet and whose world is made."""
+    first, step = map(int, part.split("/"))
+    runs.mkdir(parents=True, exist_ok=True)
+    (runs / "machine.json").write_text(json.dumps(machine()) + "\n")
+    for name in names:
+        path = runs / (f"{name}.jsonl" if step == 1 else f"{name}.{first}of{step}.jsonl")
+        if path.exists():                                       # without half a line at its end
+            path.write_text("".join(whole_lines(path)))
+        cells = EXPERIMENTS[name](runs)[first::step]
+        while True:                                             # a world may be made meanwhile
+            done = {key(cell) for cell in read_cells(name, runs)}
+            missing = [cell for cell in cells if key(cell) not in done]
+            ready = [cell for cell in missing if is_made(worlds / f"world-{cell['base']}")]
+            if not ready:
+                break
+            started, finished = time.perf_counter(), fill(ready[0], worlds, runs)
+            with open(path, "a") as file:
+                file.write(json.dumps(finished) + "\n")
+            print(f"{name}, {len(missing) - 1} of {len(cells)} left: {key(finished)} mean@8 "
+                  f"{score_of(finished):.1f} %, {time.perf_counter() - started:.0f} s", flush=True)
+        if missing:
+            print(f"{name}: worlds {sorted({cell['base'] for cell in missing})} are not made yet")
+
+
+def is_made(world: Path) -> bool:
+    return (world / "tiny-base/how_it_was_made.json").exists()
+
+
+def machine() -> Cell:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {"cpu": models[0] if models else platform.processor(), "cpus": os.cpu_count(),
+            "threads a process": rift.torch.get_num_threads(), "python": platform.python_version(),
+            "torch": rift.torch.__version__, "transformers": version("transformers")}
+
+
+# --------------------------------------------------- numbers: means over seeds, then over bases
+
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)      # 1 to 9 degrees
+
+
+def t_quantile(degrees: int) -> float:
+    """97.5 % quantile of Student's t; from 10 degrees of freedom on, to 3 digits, by expansion."""
+    if degrees <= len(T95):
+        return T95[degrees - 1]
+    z = 1.959964
+    return z + (z ** 3 + z) / 4 / degrees + (5 * z ** 5 + 16 * z ** 3 + 3 * z) / 96 / degrees ** 2
+
+
+def interval(by_base: dict[int, float]) -> tuple[float, float]:
+    """The mean over base models and the half-width of its 95 % t-interval."""
+    values = list(by_base.values())
+    if len(values) < 2:
+        return (values or [math.nan])[0], math.nan
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values), error * t_quantile(len(values) - 1)
+
+
+def show(by_base: dict[int, float], sign: str = "") -> str:
+    mean, half = interval(by_base)
+    return f"{mean:{sign}.1f} ±{half:5.1f} ({len(by_base)})" if by_base else "-"
+
+
+def accuracy(cells: list[Cell], want: Cell, figure: str = "mean@8", kind: str = "all",
+             less: Cell | None = None) -> dict[int, float]:
+    """By base model, the mean over seeds of the cells with the settings `want`; where `less` is
+    given, of their difference from the cells with those, as far as both are there."""
+    def pick(want: Cell) -> dict[tuple[int, int], float]:
+        return {(cell["base"], cell["seed"]): score_of(cell, figure, kind) for cell in cells
+                if want.items() <= cell.items()}
+
+    values = pick(want)
+    if less:
+        others = pick(less)
+        values = {pair: values[pair] - others[pair] for pair in values if pair in others}
+    return {base: statistics.fmean(value for (b, _), value in values.items() if b == base)
+            for base in sorted({base for base, _ in values})}
+
+
+# -------------------------------------------------------------------------------------- report
+
+FIGURES = (("greedy", "all"), ("mean@8", "all"), ("pass@8", "all"), ("mean@8", "misconception"),
+           ("mean@8", "slips"))
+LEADS = {"RIFT - RFT, passes": ("rift", "rft-passes"), "RIFT - RFT, steps": ("rift", "rft-steps"),
+         "RIFT - RFT, positives": ("rift-positives", "rft-steps"),
+         "TOPR - RFT, steps": ("topr", "rft-steps"), "RIFT - TOPR, steps": ("rift", "topr"),
+         "token - RFT, steps": ("rift-token", "rft-steps"),
+         "naive best - RFT, steps": ("naive-best", "rft-steps"),
+         "distinct - RFT, steps": ("rft-distinct", "rft-steps")}
+
+
+def gather(runs: Path) -> Cell:
+    """All finished cells that the experiments list, to five digits, with the machine's make."""
+    study: Cell = {"machine": json.loads((runs / "machine.json").read_text())}
+    for name, cells_of in EXPERIMENTS.items():
+        listed = {key(cell) for cell in cells_of(runs)}
+        found = {key(cell): cell for cell in read_cells(name, runs) if key(cell) in listed}
+        study[name] = [found[name] for name in sorted(found, key=str)]
+        minutes = sum(cell["minutes"] for cell in study[name])
+        study["machine"][f"minutes of {name}"] = minutes
+        print(f"{name}: {len(found)} of {len(listed)} cells, {minutes:.0f} minutes of one core")
+    return json.loads(json.dumps(study), parse_float=lambda text: float(f"{float(text):.5g}"))
+
+
+def cells_on(study: Cell, problems: str, names: tuple[str, ...] = ("bases",)) -> list[Cell]:
+    return [cell for name in names for cell in study[name] if cell["on"] == problems]
+
+
+def tuned(study: Cell, method: str, temperature: float | None) -> Cell:
+    """A method's best settings at this temperature, or at its own best one."""
+    if temperature is None:
+        temperature = max(TEMPERATURES, default=1.0, key=lambda t: max(
+            searched(method, t, study["search"]).values(), default=0))
+    rate = best_rate(method, temperature, study["search"])
+    return {"method": method, "temperature": temperature, "lr": rate}
+
+
+def print_table(title: str, columns: Any, rows: dict[str, list[str]], width: int = 21) -> None:
+    print(f"\n{title}\n{'':24}" + "".join(f"{column!s:>{width}}" for column in columns))
+    for name, texts in rows.items():
+        print(f"{name:24}" + "".join(f"{text:>{width}}" for text in texts))
+
+
+def report(study: Cell) -> None:
+    """Prints every table. `mean ± half (n)`: over n base models, with its 95 % interval."""
+    rows = {}
+    for t in TEMPERATURES:
+        for method in SEARCHED:
+            by_rate = searched(method, t, study["search"])
+            rows[f"{METHODS[method][1]}, T {t:g}"] = [f"{by_rate.get(lr, math.nan):.1f}"
+                                                      for lr in RATES]
+    print_table("search: mean@8 on validation problems of bases 0, 1, 2", RATES, rows, 9)
+
+    cells, titles = cells_on(study, "test"), [f"{figure} {kind}" for figure, kind in FIGURES]
+    print_table("T = 1, percent", titles, {
+        name: [show(accuracy(cells, {"method": method}, *figure)) for figure in FIGURES]
+        for method, (_, name) in METHODS.items()})
+    pairs = {name: ({"method": mine}, {"method": other}) for name, (mine, other) in LEADS.items()}
+    print_table("T = 1, leads, points", titles, {
+        name: [show(accuracy(cells, mine, *figure, less=other), "+") for figure in FIGURES]
+        for name, (mine, other) in pairs.items()})
+    print_table("T = 1, leads by base model, mean@8", BASES, {
+        name: [f"{accuracy(cells, mine, less=other).get(base, math.nan):+.1f}" for base in BASES]
+        for name, (mine, other) in pairs.items()}, 7)
+
+    cells = cells_on(study, "test", ("bases", "temperature"))
+    for figure in FIGURES:
+        rows = {}
+        for method in HOT:
+            wants = [tuned(study, method, t) for t in (*TEMPERATURES, None)]
+            rows[METHODS[method][1]] = [show(accuracy(cells, want, *figure)) for want in wants]
+            rows[METHODS[method][1] + " less RFT"] = [
+                show(accuracy(cells, want, *figure, less=tuned(study, "rft-steps", t)), "+")
+                for want, t in zip(wants, (*TEMPERATURES, None))]
+        print_table(f"temperature: {' '.join(figure)}", [*TEMPERATURES, "each at its best"], rows)
+    for method in SEARCHED:
+        print("best settings:", tuned(study, method, 1.0), "and", tuned(study, method, None))
+    found = accuracy(cells_on(study, "valid"), *pairs["RIFT - RFT, steps"][:1],
+                     less=pairs["RIFT - RFT, steps"][1])
+    order = sorted(found, key=found.get)
+    print("\nRIFT - RFT, steps, validation problems: "
+          + ", ".join(f"base {base} {found[base]:+.1f}" for base in order))
+    if len(order) == len(BASES):
+        print(f"the base model that ships: {order[(len(order) - 1) // 2]}")
+
+
+# -------------------------------------------------------------------------------------- figure
+
+def draw(study: Cell, path: Path) -> None:
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
+    rcParams.update({"font.size": 9, "axes.titlesize": 10, "errorbar.capsize": 2,
+                     "lines.markersize": 4, "axes.spines.top": False, "axes.spines.right": False})
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
+    draw_bases(left, study)
+    draw_temperature(middle, study)
+    draw_rarity(right, study)
+    figure.savefig(path, dpi=150)
+
+
+def draw_bases(ax: Any, study: Cell) -> None:
+    """The lead by base model, by three counts, with the mean over base models at the right."""
+    leads = {name.split()[-1]: accuracy(cells_on(study, "test"), {"method": mine},
+                                        less={"method": other})
+             for name, (mine, other) in list(LEADS.items())[:3]}
+    order = sorted(leads["steps"], key=leads["steps"].get)
+    for number, (name, found) in enumerate(leads.items()):
+        colour = ("tab:grey", "tab:purple", "tab:pink")[number]
+        xs = [order.index(base) + 0.2 * (number - 1) for base in found]
+        ax.plot(xs, list(found.values()), "o", color=colour)
+        mean, half = interval(found)
+        ax.errorbar(len(order) + 0.7 + 0.5 * number, mean, half, marker="o", color=colour)
+        ax.text(len(order) + 2.2, mean, f"same {name}", color=colour, va="center")
+    ax.axhline(0, color="grey", lw=0.5)
+    ax.set(title="a  Lead of RIFT over RFT at T = 1, mean@8, points", xlabel="base model",
+           xlim=(-0.6, len(order) + 5))
+    ax.set_xticks([*range(len(order)), len(order) + 1.2], [*order, "mean"])
+
+
+def draw_temperature(ax: Any, study: Cell) -> None:
+    cells = cells_on(study, "test", ("bases", "temperature"))
+    for number, method in enumerate(HOT):
+        colour = ("tab:blue", "tab:purple", "tab:green")[number]
+        points = [interval(accuracy(cells, tuned(study, method, t))) for t in TEMPERATURES]
+        xs = [t + 0.02 * number for t in TEMPERATURES]
+        ax.errorbar(xs, *zip(*points), marker="o", color=colour)
+        ax.text(xs[-1] + 0.06, points[-1][0], METHODS[method][1], color=colour, va="center")
+    ax.set(title="b  Accuracy, mean@8, %", xlabel="sampling temperature of the buffer",
+           xlim=(0.9, 2.7), xticks=TEMPERATURES)
+
+
+def draw_rarity(ax: Any, study: Cell) -> None:
+    """The lead on the misconception against how many samples of it are right in the buffer."""
+    cells = cells_on(study, "test", ("bases", "temperature"))
+    for t, colour in zip(TEMPERATURES, ("navy", "tab:purple", "tab:red")):
+        found = accuracy(cells, tuned(study, "rift", t), "mean@8", "misconception",
+                         less=tuned(study, "rft-steps", t))
+        for base, value in found.items():
+            counts = [cell["right"]["misconception"] for cell in cells
+                      if (cell["base"], cell["temperature"]) == (base, t)]
+            ax.plot(statistics.fmean(counts), value, "o", color=colour)
+    ax.axhline(0, color="grey", lw=0.5)
+    ax.set(title="c  Lead on the misconception, points", xscale="symlog",
+           xlabel="its right samples in the buffer")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=("run", "report", "figure"))
+    parser.add_argument("experiments", nargs="*", help=" ".join(EXPERIMENTS))
+    parser.add_argument("--worlds", type=Path, default=Path("runs"), help="folder of world-N")
+    parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="finished cells")
+    parser.add_argument("--part", default="0/1", help="I/N: every Nth cell, from the Ith")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of study.json, study.png")
+    args = parser.parse_args()
+    if args.command == "run":
+        run(args.experiments, args.worlds, args.runs, args.part)
+    if args.command == "report":
+        study = gather(args.runs)
+        rift.write_whole(args.out / "study.json", json.dumps(study) + "\n")
+        report(study)
+    if args.command == "figure":
+        draw(json.loads((args.out / "study.json").read_text()), args.out / "study.png")
+
+
+if __name__ == "__main__":
+    main()
