@@ -5,9 +5,11 @@ import ast
 import dataclasses
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import os
+import random
 import re
 import shlex
 import shutil
@@ -15,7 +17,9 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,10 +29,12 @@ import torch
 import torch.nn.functional as F
 import transformers
 from tokenizers.processors import TemplateProcessing
-from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig,
-                          LlamaForCausalLM)
+from transformers import (AutoConfig, AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM,
+                          LlamaConfig, LlamaForCausalLM)
 
+import math_reward as checker
 import rift
+from math_reward import extract_answer, is_equiv, math_reward
 from rift import Sampling, Training, UserError
 
 HERE = Path(__file__).resolve().parent
@@ -689,7 +695,7 @@ def test_one_step_is_the_gradient_of_the_loss_on_its_samples(fresh, loss, level,
     total = total / (len(rows) if level == "mean" else length.sum())
     total.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
-    share = logps.grad.abs().sum(1)
+    share = (logps.grad.abs() * mask).sum(1)
     torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1).step()
     want = weights(model)
     model.load_state_dict(start)
@@ -860,18 +866,22 @@ def test_evaluate_is_the_accuracy_of_the_samples(tiny, problems):
     best = rift.score(rift.sample(model, tokenizer, problems, dataclasses.replace(
         config, k=1, temperature=0)), 1, 0)
     assert list(results) == ["all", "misconception", "slips"]
+    assert 0 < results["all"]["truncated"][0] < 1
     for kind, figures in results.items():
         chosen = [row["problem"] for row in problems if kind in ("all", row["kind"])]
         groups = [[row for row in drawn if row["problem"] == problem] for problem in chosen]
         means = {key: [statistics.fmean(row[key] for row in group) for group in groups]
                  for key in ("reward", "boxed", "tokens", "truncated")}
-        assert 0 < sum(means["truncated"]) < len(chosen) and figures["n"] == len(chosen)
-        assert figures == pytest.approx({
+        assert figures["n"] == len(chosen)
+        want = {
             "n": len(chosen), "mean@4": rift.mean_se(means["reward"]),
             "greedy": rift.mean_se([row["reward"] for row in best if row["problem"] in chosen]),
             "pass@4": rift.mean_se([float(mean > 0) for mean in means["reward"]]),
             "boxed": rift.mean_se(means["boxed"]), "tokens": rift.mean_se(means["tokens"]),
-            "truncated": rift.mean_se(means["truncated"])})
+            "truncated": rift.mean_se(means["truncated"])}
+        assert figures.keys() == want.keys()
+        for name, value in want.items():
+            assert figures[name] == pytest.approx(value)
 
 
 def test_table():
@@ -886,7 +896,7 @@ def test_table():
         "all (2000)             steps       greedy       mean@8       pass@8        boxed",
         "base model                 0   25.0 ± 3.0   50.0 ± 4.5  100.0 ± 0.0   12.4 ±10.0",
         "SFT, expert solutions     57  100.0 ±10.0    0.0 ± 0.0    0.0 ± 0.0    0.0 ± 0.0"]
-    assert text.splitlines()[4].startswith("x (7)       ") and len(text.splitlines()) == 9
+    assert text.splitlines()[4].startswith("x (7)       ") and len(text.splitlines()) == 8
     assert "standard error over problems" in text
 
 
@@ -911,7 +921,8 @@ def test_default_job_goes_on_after_a_kill(tmp_path, capsys, monkeypatch):
         "base model": 0, "SFT, expert solutions": 12, "RFT, same passes": math.ceil(1.5 * right / 4),
         "RFT, same steps": 12, "naive": 12, "RIFT": 12}
     assert [len(row["history"]) for row in rows] == [row["steps"] for row in rows]
-    assert commands.table(rows, 2) in text and max(map(len, text.splitlines())) <= 80 + len(TINY)
+    table = commands.table(rows, 2)
+    assert table in text and max(map(len, table.splitlines())) <= 80
     assert rows[1]["history"][0]["n_pos"] == 4 and rows[2]["history"][0]["n_neg"] == 0
     assert rows[4]["history"][0]["loss"] != rows[5]["history"][0]["loss"]
     assert rows[3]["history"][0]["logp_pos"] == rows[2]["history"][0]["logp_pos"]
@@ -1015,7 +1026,7 @@ def test_notes_on_rewards_and_on_unknown_characters(tmp_path, capsys):
     ([GOOD | {"reward": -1}], "train --loss rft --samples FILE", "nothing to learn from"),
     ([GOOD | {"reward": -1}], "train --loss topr --samples FILE", ":1: topr needs `logp`"),
     ([LONG], "train --samples FILE", ":1: 129 tokens"),
-    ([LONG | {"problem": "1" * 128}], "sample --problems FILE", ":1: 130 tokens"),
+    ([LONG | {"problem": "1" * 128}], "sample --problems FILE", ":1: 137 tokens"),
     ([LONG | {"problem": "1" * 128}], "sample --skip-unfit --problems FILE", ""),
     ([GOOD], "--problems FILE", "`solution` must be text"),
     ([{"response": "x"}], "score --samples FILE", "`prompt` or `problem` or `question` must be"),
@@ -1074,7 +1085,7 @@ def test_a_folder_is_left_alone_if_it_is_no_run_or_another(tmp_path, capsys, mon
         assert status == 2 and message in error and error.count("\n") == 1
     write(tmp_path / "x.jsonl", GOOD, GOOD)                     # the same name, another file
     status, _, error = command(capsys, *argv, "--out", tmp_path / "run")
-    assert status == 2 and "another run's results (samples x.jsonl " in error
+    assert status == 2 and "another run's results (samples " in error
     for text in ("{", "[1]", "", "7"):
         (tmp_path / "run" / "run.json").write_text(text)
         status, _, error = command(capsys, *argv, "--out", tmp_path / "run")
@@ -1168,13 +1179,17 @@ def test_flags_and_help(capsys, monkeypatch):
             assert (f"--{field.name.replace('_', '-')}" in text) is field.init
 
 
-def test_versions_that_are_too_old_are_named(capsys, monkeypatch):
-    for version, status in (("4.57.1", 2), ("5.0.0", 2), ("5.17", 2)):
-        monkeypatch.setattr(transformers, "__version__", version)
-        assert command(capsys, "fit")[0] == status
-        assert ("too old" in command(capsys, "fit")[2]) is (version < "5")
-    monkeypatch.setattr(torch, "__version__", "2.7.1+cu128")
-    assert "torch 2.7.1+cu128 is too old: needs torch 2.8 and" in command(capsys, "fit")[2]
+@pytest.mark.parametrize("package, version, old", [
+    ("transformers", "4.57.1", True), ("transformers", "5.0.0", False), ("transformers", "5.17", False),
+    ("torch", "2.7.1+cu128", True), ("torch", "2.8.0", False), ("torch", "2.11", False)])
+def test_versions_that_are_too_old_are_named(monkeypatch, package, version, old):
+    monkeypatch.setattr(getattr(commands, package), "__version__", version)
+    message = ""
+    try:
+        commands.check_versions()
+    except UserError as error:
+        message = str(error)
+    assert message.startswith(f"{package} {version} is too old: needs torch 2.8 and") is old
 
 
 def test_ctrl_c_during_the_imports_and_after_ends_without_a_traceback(
@@ -1190,15 +1205,407 @@ def test_ctrl_c_during_the_imports_and_after_ends_without_a_traceback(
     assert status == 130 and "goes on" in error
 
 
-# ---- MODEL FAMILIES ----
+# ------------------------------------------------------------------------------ model families
+
+VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+PROMPTS = [[7], [30, 8, 51], [11, 44, 23, 5, 38, 40, 9]]
+SMALL = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+         "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "resid_pdrop": 0.0,
+       "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
+           "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
+SSM = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1,
+       "mamba_chunk_size": 16}
+LINEAR = {"layer_types": ["linear_attention", "full_attention"], "head_dim": 8,
+          "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2}
+WINDOW = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
+HYBRIDS = {
+    "qwen3_5_text": LINEAR | {"linear_num_value_heads": 4},
+    "qwen3_next": LINEAR | EXPERTS | {"linear_num_value_heads": 4,
+                                      "shared_expert_intermediate_size": 24},
+    "olmo_hybrid": LINEAR | {"linear_num_value_heads": 2},
+    "jamba": EXPERTS | {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4,
+                        "mamba_dt_rank": 4, "use_mamba_kernels": False},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"], "head_dim": 8,
+                   "mamba_head_dim": 16, "mamba_num_heads": 4, "ssm_state_size": 8,
+                   "n_groups": 1, "chunk_size": 16},
+    "granitemoehybrid": SSM | EXPERTS | {"layer_types": ["mamba", "attention"],
+                                         "shared_intermediate_size": 24, "logits_scaling": 3.0},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]},
+    "bamba": SSM | {"attn_layer_indices": [1]},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"], "mamba_d_state": 8, "n_mamba_heads": 4,
+               "mamba_headdim": 16, "mamba_ngroups": 1, "attention_head_dim": 16,
+               "num_mem_blocks": 1, "adapter_rank": 4, "use_mem_rope": True, "chunk_size": 16,
+               "time_step_min": 1e-9},      # transformers clamps at it in only one of two forms
+    "falcon_h1": SSM | {"head_dim": 8, "mamba_d_ssm": 64, "lm_head_multiplier": 0.5}}
+REFUSED = {                                 # their caches are their own
+    "mamba": {"state_size": 4},
+    "mamba2": {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 16},
+    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 6, "logits_soft_cap": 5.0,
+                        "block_types": ["recurrent", "attention"], "head_dim": 8},
+    "rwkv": {"attention_hidden_size": 32, "context_length": 64}, "minimax": LINEAR | EXPERTS}
+ATTENTION = {
+    "llama": {}, "qwen2": {"tie_word_embeddings": True}, "qwen3": {"head_dim": 8}, "olmo2": {},
+    "mistral": {"sliding_window": 5}, "phi3": {}, "gpt2": GPT, "gpt_neox": {}, "bloom": GPT,
+    "phi": {}, "mixtral": EXPERTS, "cohere": {}, "cohere2": WINDOW | {"logit_scale": 0.25},
+    "gemma2": WINDOW | {"head_dim": 8, "final_logit_softcapping": 5.0},
+    "gemma3_text": WINDOW | {"head_dim": 8}, "smollm3": {"no_rope_layers": [1, 0]},
+    "granite": {"logits_scaling": 3.0}, "qwen3_moe": EXPERTS | {"head_dim": 8},
+    "gpt_oss": WINDOW | EXPERTS | {"head_dim": 8},
+    "deepseek_v3": EXPERTS | {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8,
+                              "qk_rope_head_dim": 4, "v_head_dim": 8, "n_group": 1,
+                              "topk_group": 1, "num_key_value_heads": 4},
+    "llama4_text": {"head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 4,
+                    "attention_chunk_size": 6, "no_rope_layers": [1, 0], "moe_layers": [1]}}
+NOT_PLAIN = "granite granitemoehybrid falcon_h1 cohere cohere2 gemma2 recurrent_gemma".split()
+every_family = pytest.mark.parametrize("family", [*HYBRIDS, *REFUSED, *ATTENTION])
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)                # several are far slower on a busy machine
+    yield
+    torch.set_num_threads(threads)
+
+def tiny_model(family, dtype):
+    """A random model; its experts run one by one, because grouped ones have no float64."""
+    torch.manual_seed(0)
+    try:
+        config = AutoConfig.for_model(family, **SMALL | (HYBRIDS | REFUSED | ATTENTION)[family])
+    except Exception as error:              # each version has its own class for a bad setting
+        assert VERSION < (5, 15), error
+        pytest.skip(f"transformers {transformers.__version__} has no such {family}")
+    config._experts_implementation = "eager"
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+@torch.no_grad()
+def greedy_alone(model, prompt, stop, n_tokens):
+    """The greedy response to one prompt, by a forward pass over all of it for every token."""
+    response = []
+    while len(response) < n_tokens and response[-1:] != [stop]:
+        ids = torch.tensor([prompt + response])
+        response.append(model(input_ids=ids, use_cache=False).logits[0, -1].argmax().item())
+    return response
+
+@every_family
+def test_samples_and_saved_folder(family, tmp_path, one_thread):
+    model, ids = tiny_model(family, torch.float32), torch.tensor(PROMPTS[-1:])
+    if family != "recurrent_gemma" or VERSION > (5, 3):         # transformers loaded it wrongly
+        model.save_pretrained(tmp_path)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+        torch.testing.assert_close(again(ids, use_cache=False).logits,
+                                   model(ids, use_cache=False).logits)
+    config = rift.Sampling(k=2, temperature=0.0, max_new_tokens=8)
+    if not rift.keeps_cache(model):
+        assert family in REFUSED or family in HYBRIDS and VERSION < (5, 15)
+        with pytest.raises(rift.UserError, match="transformers"):
+            rift.sample(model, None, [], config)
+        return
+    stop = greedy_alone(model, PROMPTS[1], None, 3)[-1]         # its rows leave the batch first
+    expected = [greedy_alone(model, prompt, stop, 8) for prompt in PROMPTS for _ in range(2)]
+    found, _ = rift.generate(model, PROMPTS, [stop], 60, config, None)
+    assert found == expected
+
+@every_family
+def test_logps_and_gradients(family, monkeypatch, one_thread):
+    monkeypatch.setattr(rift, "LOGITS_AT_ONCE", 60 * 4)         # chunks of four rows
+    model = tiny_model(family, torch.float64)
+    assert rift.plain_head(model) == (family not in NOT_PLAIN)
+    model.train()
+    batch = rift.collate([rift.Example({}, prompt, [9, 33, 21, 50, 2]) for prompt in PROMPTS[1:]],
+                         model.device)
+    where, targets = batch["mask"][:, 1:], batch["input_ids"][:, 1:]
+    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    full = -F.cross_entropy(logits.logits[:, :-1][where], targets[where], reduction="none")
+    logps = rift.response_logps(model, **batch)[where]
+    error = 1e-9 if full.dtype == torch.float64 else 1e-4       # Mamba's logits are in float32
+    torch.testing.assert_close(logps, full, rtol=error, atol=error, check_dtype=False)
+    weights, parameters = torch.linspace(-1, 2, len(full)), list(model.parameters())
+    found, expected = (torch.autograd.grad(values @ weights.to(values), parameters,
+                                           allow_unused=True) for values in (logps, full))
+    for gradient, right in zip(found, expected):
+        if right is not None:
+            torch.testing.assert_close(gradient, right, rtol=error, atol=error)
 
 
-# ---- CHECKER TESTS ----
+# --------------------------------------------------------------------------- the checker
+
+# by form: answer ~ gold ;; ...  Every pair is tried both ways round. ⏎ is a line break.
+ACCEPT = r"""
+units: 5 \mathrm{~m} / \mathrm{s} ~ 5 ;; 12 apples, 3 pears ~ 12, 3 ;; 3 million ~ 3{,}000{,}000
+    70 miles per hour ~ 70 ;; 5\,\mathrm{m/s} ~ 5 ;; 3\sqrt2cm ~ 3\sqrt2 ;; 30° ~ 30 degrees
+    2516_8 ~ 2516 ;; about 5 ~ 5 ;; €5 ~ 5
+numbers: 11,\! 234,\! 567 ~ 11234567 ;; 12,345,678 ~ 12345678 ;; $5$. ~ 5 ;; 12{,}345 ~ 12345
+    \textbf{(7)} ~ 7 ;; 3+4=7 ~ 7 ;; −3 ~ -3 ;; 0.30000000000000004 ~ 0.3
+    0.\overline{3} ~ \frac13 ;; 0.1\overline{6} ~ 1/6 ;; 2. ~ 2 ;; 0.3333333333 ~ 1/3
+    0.6666666 ~ 2/3 ;; -\frac{3}{4} ~ \frac{3}{-4} ;; -2\frac13 ~ -\frac73 ;; \\frac{3}{4} ~ 3/4
+    2\frac32 ~ 3 ;; 1\frac12 ~ 3/2 ;; 1 1/2 ~ 1.5 ;; 3:4 ~ 6:8 ;; \sqrt3\sqrt2-\sqrt6 ~ 0
+    \sin 30^\circ ~ \frac12 ;; 2sqrt(3) ~ \sqrt{12} ;; √3 ~ \sqrt3 ;; 2^{9999} ~ 2^{9999}
+    \tan^{-1}1 ~ \pi/4 ;; \sqrt[3]{-8} ~ -2 ;; \binom{5}{2} ~ 10 ;; 5\mathrm{i} ~ 5i
+    \sqrt{-4} ~ 2i ;; e^{i\pi} ~ -1 ;; \log_2 8 ~ 3 ;; ||-3|-1| ~ 2 ;; |{-3}| ~ 3
+expressions: \lfloor n/2\rfloor+1 ~ 1+\lfloor n/2\rfloor ;; \frac{x+2}{7} ~ \frac{x}{7}+\frac27
+    \frac{x^2-1}{x-1} ~ x+1 ;; 2\cdot3^{n-1} ~ \frac{2}{3}3^n ;; \sin(2x) ~ 2\sin x\cos x
+    \sin^{-1}x ~ \arcsin x ;; (-1)^{n+1} ~ -(-1)^n ;; e^{2\ln x} ~ x^2
+names: x=\frac\pi2\approx1.57 ~ \frac\pi2 ;; p=5,q=2,p=7,q=2 ~ p=7,q=2;p=5,q=2 ;; \text{Area}=6 ~ 6
+    \angle ABC=30^\circ ~ 30 ;; f^{-1}(x)=x+1 ~ x+1 ;; x\in\{1,2\} ~ x=1,2 ;; x=1, x=2 ~ 1, 2
+    x=y=1 ~ x=1,y=1 ;; x=\pm 2 ~ 2,-2 ;; A:B=2 ~ 2 ;; 5=x ~ x=5 ;; x=5 ~ 5
+    x^2/4+y^2=1 ~ x^2+4y^2=4 ;; 2x+4y=6 ~ x+2y-3=0 ;; x \ne 3 ~ x != 3
+intervals: x<1\text{ or }x>2 ~ (-\infty,1)\cup(2,\infty) ;; [2,+\infty) ~ \left[2,\infty\right)
+    \{-1\}\cup[0,7) ~ [0,7)\cup\{-1\} ;; f(1)<f(2)<f(3) ~ f(3)>f(2)>f(1) ;; x\in[1,2) ~ 1<=x<2
+    \{x\mid x>2\} ~ (2,\infty) ;; -2 \\le x \\le 7 ~ [-2,7] ;; 2(x-1)>4 ~ x-3>0 ;; 7>x>3 ~ 3<x<7
+lists: \{1\pm\sqrt2,3\} ~ 3,1-\sqrt2,1+\sqrt2 ;; x=1\pm\sqrt2,5 ~ 5,1+\sqrt2,1-\sqrt2
+    (1,2),(3,4) ~ (3,4),(1,2) ;; 19, 46, and 82 ~ 82,46,19 ;; \pm1,\pm2 ~ 1,-1,2,-2
+    \emptyset ~ \{\} ;; \{1,2\} ~ 2,1 ;; \frac12\begin{bmatrix}2\\4\\\end{bmatrix} ~ (1,2)
+    \langle1,2\rangle ~ (1,2)
+    \begin{pmatrix}1&2\\3&4\end{pmatrix} ~ \left[\begin{array}{cc}1 & 2 \\ 3 & 4\end{array}\right]
+    \begin{pmatrix}1\\2\end{pmatrix} ~ (1,2)
+words: It is a Square ~ it is a square ;; 4:30 p.m. ~ 4\!:\!30\text{ pm} ;; \text{even} ~ Even
+    No solution ~ no solution. ;; \textbf{(C)} 7 ~ C ;; (C) ~ C"""
+REJECT = r"""
+numbers: \frac1{2004!} ~ \frac1{2006!} ;; \sqrt{10^{200}} ~ 10^{100}+1 ;; 1\frac12 ~ \frac{11}{2}
+    2^{9999} ~ 2^{9998} ;; 2.9999999 ~ \sqrt9 ;; \pi ~ \frac{22}7 ;; 120006 ~ 120000
+    9.9999999 ~ 10 ;; \log 2 ~ \ln 2 ;; 1:2:3 ~ 1:6:1 ;; 0.333 ~ 1/3 ;; 50% ~ 0.5 ;; 1-1/e ~ 1
+    1,2 ~ 12
+expressions: \lfloor n/5\rfloor ~ \lfloor n/6\rfloor ;; \sum_{k=1}^nk ~ \sum_{k=1}^mk ;; 2^3^2 ~ 64
+    (a+5)(b+2) ~ (+5)(b+2) ;; 5\mathrm{i} ~ 5 ;; \sin(\pi n) ~ 0 ;; x ~ \sqrt{x^2}
+    I(0)e^{-t} ~ 0 ;; \vec a ~ a ;; 2^x ~ x^2 ;; abc ~ 3 ;; 5m ~ 5
+names: p=5,q=2,p=7,q=3 ~ p=5,q=3,p=7,q=2 ;; x=1,y=2 ~ x=2,y=1 ;; x=1,y=2 ~ 2,1 ;; x+y<1 ~ -x-y<-1
+    x+y<1 ~ x+y\le1 ;; 2x>2 ~ -2x>-2 ;; 3x+4 ~ 3x+4=0 ;; x=y=1 ~ x=1 ;; 0x=0 ~ 0y=1 ;; x>5 ~ x>=5
+    x+z=1 ~ 1
+structures: \begin{pmatrix}1&2\\3&4\end{pmatrix} ~ \begin{pmatrix}1&2\\3&5\end{pmatrix}
+    \begin{pmatrix}1&2\end{pmatrix} ~ \begin{pmatrix}1\\2\end{pmatrix}
+    (A,B)=(-6,10) ~ x\in(-6,10) ;; 1\pm\sqrt2 ~ 1+\sqrt2 ;; \{1,2\} ~ (1,2) ;; [0,9) ~ (0,9)
+    1,2,2 ~ 1,1,2 ;; \emptyset ~ 5 ;; 0^0 ~ 1 ;; -[0,1) ~ 1
+words: it is so ~ it is not so ;; \textbf{(C)} 7 ~ 8 ;; 4:30 pm ~ 4:30 am ;; 2:15 ~ 4:30 ;; 5+ ~ 5
+    (A)(B) ~ A ;; no ~ 0"""
+EXTRACT = r"""
+    The answer is $x = 3.5$. I hope it is correct. ~ x = 3.5 ;; about 5 million people ~ 5 million
+    \boxed{\text{a } \boxed{5}} ~ \text{a } \boxed{5}
+    \boxed{5}, no: the final answer is $6$. ~ 6 ;; the answer is $1$ or $2$. ~ 1 or 2
+    I have $5 and spend $2, so $3 is left ~ 3 ;; \boxed{1} papers, \boxed{2} bins ~ 1, 2
+    \boxed{5}. The answer is 3 times 2. ~ 5 ;; <think>\boxed{1}</think> It is 2. ~ 2
+    the answer is B because 3 > 2 ~ B ;; $f(x)$ is 19. ~ 19 ;; \boxed{5} and then \boxed{6 ~ 5
+    the answer is:⏎$$⏎5⏎$$ ~ 5 ;; so \(x=1\), \(x=2\) ~ x=1, x=2 ;; at 4:30 p.m. today ~ 4:30 p.m
+    #### 1,234 apples ~ 1,234 ;; A. Because B is wrong ~ A ;; 6*7=42⏎#### 42 ~ 42"""
+
+# whole responses by kind: response ~ gold.  □ stands for a box around all that follows.
+RIGHT = r"""
+prose: we get \frac{5}{7} in the end ~ 5/7 ;; so 3\sqrt{7} in total ~ 3\sqrt7
+    it is 2^9 ways ~ 512 ;; y = kx + 4 ~ kx+4 ;; 3ab ~ 3ab ;; 2 3/4 cups ~ 11/4
+    7 x 10^2 meters ~ 700 ;; It is minus 8. ~ -8 ;; f(x) = x^2 + 3 ~ x^2+3
+    There are 3 * 6 = 18 eggs. ~ 18 ;; the point is (2, 9). ~ (2,9) ;; x = 4 or x = 6 ~ 4, 6
+    It is 6 m. ~ 6\text{ m} ;; **14** ~ 14 ;; not it's not 20 it's 1,300.5m² ~ 1300.5
+    The answer is not 15 but 16. ~ 16 ;; The answer is 16, not 15. ~ 16
+    about 7 million people ~ 7000000 ;; twenty-one (21) ~ 21
+units: □14\text{ red hats} ~ 14 ;; □6\text{ square centimetres} ~ 6\text{ cm}^2
+    □9\text{ km per hour} ~ 9\,\mathrm{km/h} ;; □4\text{ h} ~ 4\text{ hours} ;; □1\text{ pear} ~ 1
+    □6\ \mathrm{kg\cdot m/s^2} ~ 6 ;; □8\text{ units} ~ 8\text{ cm} ;; □6\text{ million} ~ 6000000
+    □3\text{ dozen} ~ 36 ;; □6\text{ squared} ~ 36 ;; □\$2.50 ~ 2.5\text{ dollars}
+    □3\text{ times} ~ 3 ;; □8\text{ miles per hour} ~ 8\text{ mph}
+structures: □x>2\text{ and }x<6 ~ (2,6) ;; □-x>-4 ~ x<4 ;; □3x-2>7 ~ (3,\infty)
+    □|x|\le 5 ~ [-5,5] ;; □x\ne 6 ~ (-\infty,6)\cup(6,\infty) ;; □\{1,4\}\cup\{6\} ~ \{1,4,6\}
+    □300,400 ~ 300, 400 ;; □300, 400 ~ 300,400 ;; □a+b=41 ~ 41 ;; Answer: m+n = 30+11 = 41 ~ 41
+    □\frac{dy}{dx}=3x ~ \dfrac{dy}{dx}=3x ;; □\max(4,9) ~ 9 ;; □\min\{4,9\} ~ 4 ;; □\gcd(8,12) ~ 4
+    □\operatorname{lcm}(4,6) ~ 12 ;; □\lfloor 6.9\rfloor ~ 6
+spelling: □\text{31 apples} ~ 31 ;; □¾ ~ 3/4 ;; □x⁴ ~ x^4 ;; □10⁻² ~ 10^{-2} ;; □1，4 ~ 1,4
+    □\color{red}{6} ~ 6 ;; □\text{Answer: }\boxed{6} ~ 6 ;; □6\\ ~ 6 ;; □\text{No.} ~ no
+    □\sum_{k=1}^{n} k ~ \sum_{k=1}^n k
+choices: 5 is too big, so **C**. ~ C ;; □(C) 21 ~ C ;; □(C) 21 ~ 21 ;; □D: the text ~ D
+    I pick D — it fits. ~ D ;; \boxed{a \ll b}⏎**Answer: C** ~ C ;; Answer: d ~ D
+    The correct option is C. ~ C
+announced: <answer>31</answer> ~ 31 ;; {"answer": 31} ~ 31 ;; {"answer": "31"} ~ 31
+    Antwort: D ~ D ;; 答案是31。 ~ 31 ;; Ответ: 31 ~ 31 ;; الجواب هو 31 ~ 31
+    <think>\boxed{2}</think><answer>so 31.</answer> ~ 31"""
+WRONG = r"""
+fragments: we get \frac{5}{7} in the end ~ 7 ;; so 3\sqrt{7} in total ~ 7 ;; it is 2^9 ways ~ 9
+    y = kx + 4 ~ 4 ;; 3ab ~ 3 ;; 2 3/4 cups ~ 3/4 ;; 7 x 10^2 meters ~ 7 ;; minus 8 ~ 8
+    5 out of 8 ~ 8 ;; the square root of 7 ~ 7 ;; 6 feet 2 inches ~ 2 ;; 5 halves ~ 5
+    7 mod 9 ~ 9 ;; 4 and a half ~ 4 ;; 4 more than 9 ~ 9 ;; 3 quarters of 8 ~ 8
+    the answer is - 6 ~ 6
+hedges: either 14 or 15 ~ 15 ;; it could be 13, 14 or maybe 15 ~ 15 ;; the answer is not 15 ~ 15
+    Answer: maybe 14 or 15 ~ 15 ;; It might be 15. ~ 15 ;; I don't think the answer is 15. ~ 15
+    Is it 15? ~ 15 ;; at least 15 ~ 15 ;; 15 or so ~ 15 ;; It is 14. Or 15. ~ 15
+    15 is wrong ~ 15 ;; 15 if n is odd ~ 15 ;; if n is odd, 14; otherwise 15 ~ 15
+    Answer: A, B ~ A ;; Answer: 13, 14, and possibly 15 ~ 14 ;; \boxed{14} or \boxed{15} ~ 15
+words: □15\text{ or 16} ~ 15 ;; □15\text{ or more} ~ 15 ;; □6\text{ if n is odd, 7 otherwise} ~ 6
+    □6\text{ is wrong} ~ 6 ;; □14\text{ (or 15)} ~ 14 ;; □6\text{ feet 2 inches} ~ 6
+    □6\text{ cubed} ~ 6 ;; □5\text{ halves} ~ 5 ;; □9\text{ hundredths} ~ 9
+    □6\text{ trillion} ~ 6 ;; □9\text{ tens} ~ 9 ;; □3\text{ dozen} ~ 3 ;; □\text{not }6 ~ 6
+    □6\text{ maybe} ~ 6 ;; □15\text{ dollars and 20 cents} ~ 15 ;; □\text{at least }6 ~ 6
+    □6\text{ times }2 ~ 6 ;; □6\text{ blue} ~ 6
+units: □6\text{ m} ~ 6\text{ cm} ;; □6\text{ cm}^3 ~ 6\text{ cm}^2
+    □6\text{ minutes} ~ 6\text{ hours} ;; □6\text{ pears} ~ 6\text{ plums} ;; □\$6 ~ 6\text{ cents}
+    □4\sqrt3\text{ m} ~ 4\sqrt3\text{ cm} ;; □6\text{ radians} ~ 6^\circ
+    It is 6 m. ~ 6\text{ cm}
+operators: □a\circ b ~ b\circ a ;; □x\int dx ~ \int x dx ;; □k\sum_{k=1}^n 1 ~ \sum_{k=1}^n k
+    □x\int_0^1 dx ~ \int_0^1 x dx ;; □\frac{d}{dx}x^2 ~ x ;; □\frac{dy}{dx}x ~ y
+    □a\lim_{x\to 0} x ~ \lim_{x\to 0}ax ;; □6\mid 7 ~ 6
+structures: □x<-2\text{ and }x>3 ~ (-\infty,-2)\cup(3,\infty) ;; □x<2\text{ and }x>6 ~ (6,2)
+    □x>2\text{ or }x<6 ~ (2,6) ;; □-x<-4 ~ x<4 ;; □x\ge2\text{ and }x<6 ~ (2,6) ;; □-x\ge -4 ~ x<4
+    □|x|<5 ~ [-5,5] ;; □x\ne 6 ~ 6 ;; □-y>-4 ~ x<4 ;; □x^2<1 ~ x<1 ;; □x<1\text{ and }x<6 ~ x<6
+    □300, 400 ~ 300400 ;; □(300,400) ~ 300400 ;; □x+z=41 ~ 41 ;; □2m=41 ~ 41
+    Answer: m+n = 30+11 = 41 ~ 30 ;; □\max(4,9) ~ 4 ;; □\lfloor 6.9\rfloor ~ 7
+    □\gcd(n,6) ~ \gcd(n,3)
+spelling: □x⁴ ~ x4 ;; □β ~ b ;; □\color{6}{7} ~ 6 ;; □\sum_{k=1}^{2}5 ~ \sum_{k=1}^{25}
+choices: □(C) 21 ~ B ;; □(C) 21 ~ 22 ;; □(A)(B) ~ A ;; The answer is D. Note that B is not. ~ B
+announced: <answer>31</answer> ~ 3 ;; Ответ: 31, not 32 ~ 32"""
+
+def _pairs(table):
+    lines = [re.sub("^[a-z ]+:", "", line) for line in table.strip().splitlines()]
+    return [tuple(pair.strip().replace("⏎", "\n").split(" ~ ")) for line in lines
+            for pair in line.split(";;") if " ~ " in pair]
+
+
+CASES = [(*pair, True) for pair in _pairs(ACCEPT)] + [(*pair, False) for pair in _pairs(REJECT)]
+RESPONSES = [(re.sub("^□(.*)", r"\\boxed{\1}", response), gold, want)
+             for table, want in ((RIGHT, True), (WRONG, False)) for response, gold in _pairs(table)]
+
+
+@pytest.mark.parametrize("answer, gold, want", CASES)
+def test_is_equiv(answer, gold, want):
+    assert is_equiv(answer, gold) is is_equiv(gold, answer) is want
+    assert is_equiv(answer, answer) and is_equiv(gold, gold)
+
+
+@pytest.mark.parametrize("response, want", _pairs(EXTRACT))
+def test_extract_answer(response, want):
+    assert extract_answer(response) == want
+
+
+@pytest.mark.parametrize("response, gold, want", RESPONSES)
+def test_math_reward_by_kind(response, gold, want):
+    assert math_reward(response, gold) is want
+
+
+def test_math_reward():
+    assert math_reward("#### 18", "9 + 9 = 18\n#### 18") and not math_reward("#### 19", "#### 18")
+    assert not math_reward("", "5") and not is_equiv("", "5") and not is_equiv("5", "")
+    assert extract_answer("") is extract_answer(" \n ") is extract_answer("no idea" * 20) is None
+    assert extract_answer(r"\boxed{1}" + " blah" * 5000 + " so 7") == "7"
+    assert not is_equiv("(" * 40 + "x" + ")" * 40, "x") and not is_equiv("600!", "600\\cdot599!")
+
+
+@pytest.mark.parametrize("response, want", [
+    ("3*4 = 12, then I will", None), (r"\boxed{12} and", "12"), (r"so \boxed{12", None),
+    ("#### 12", None), ("The answer is 12. Then", None), ("The final answer is 12. Then", "12"),
+    ("The final answer is $12$", "12"), ("The final answer is 12", None),
+    ("The final answer is 3.", None), ("<answer>12</answer>", "12"), ("<answer>12", None)])
+def test_a_response_that_was_cut_off_needs_a_complete_answer(response, want):
+    assert extract_answer(response, truncated=True) == want
+    assert math_reward(response, "12", truncated=True) is (want is not None)
+    assert extract_answer(response, truncated=False) is not None
+
+
+GOLDS = r"""\frac{13}{4} ~ 2\sqrt{13} ~ 2^{13} ~ 2 3/14 ~ mx + 13 ~ 3xy ~ 5 \times 10^{13} ~ 4\pi
+    -13 ~ 13! ~ 13/14 ~ \frac{\sqrt{13}}{14} ~ x^2 + 13x ~ \log_{2} 13 ~ (13, 14) ~ 13, 14
+    \sqrt[3]{13} ~ 13 - 4i ~ \binom{13}{2} ~ [13, 14) ~ x > 13 ~ e^{13} ~ f(13) ~ 13:14 ~ 13.14 ~ \frac{x+13}{y}
+    2 \cdot 13^n ~ \sin 13 ~ |x| < 13"""
+SENTENCES = ["The answer is {}.", "So we get {} in the end", "Hence {} is the total.",
+             r"\boxed{{{}}}", "That makes ${}$ in all.", "Final answer: {}", "{}"]
+
+
+@pytest.mark.parametrize("gold", re.split(r" ~ |\n *", GOLDS))
+def test_no_part_of_an_answer_is_taken_for_it(gold):
+    parts = {gold[i:j] for i, j in itertools.combinations(range(len(gold) + 1), 2)}
+    for part, sentence in itertools.product(sorted(parts), SENTENCES):
+        if re.search(r"\w", part) and not is_equiv(part, gold):     # "13 , 14" is the same list
+            assert not math_reward(sentence.format(part), gold), (sentence, part)
+            assert not math_reward(sentence.format(gold), part), (sentence, part)
+
+
+def test_scaled_and_perturbed_numbers_are_never_equal():
+    rng = random.Random(0)
+    for _ in range(300):
+        n, digits = rng.randrange(1, 10 ** rng.randrange(1, 30)), rng.randrange(1, 6)
+        for wrong in (n + 1, n - 1, -n, 10 * n, n + 10 ** rng.randrange(30)):
+            assert not is_equiv(str(wrong), str(n)) and not is_equiv(f"{wrong:,}", f"{n}.0")
+        decimal = f"{n % 1000}.{rng.randrange(10 ** digits):0{digits}}5"
+        for shift in (1, 2, 3):
+            scaled = decimal.replace(".", "") + "e" + str(shift - digits - 1)
+            assert is_equiv(decimal, decimal + "0") and not is_equiv(scaled, decimal)
+            assert not is_equiv(scaled + "%", decimal) and not is_equiv(scaled, decimal + r"\%")
+        p, q = rng.randrange(1, 99), rng.randrange(2, 99)
+        assert is_equiv(rf"\frac{{{p * 7}}}{{{q * 7}}}", f"{p}/{q}")
+        assert not is_equiv(f"{p}/{q}", f"{p}/{q + 1}")
+
+
+def test_random_expressions_equal_their_rearrangement_only():
+    rng = random.Random(1)
+    for _ in range(150):
+        forms = [r"\sqrt{%d}", "x^{%d}", r"\sin(%dx)", r"\pi^{%d}", "y_{%d}", "e^{%dt}"]
+        terms = [str(rng.randrange(2, 99)) + rng.choice(forms) % rng.randrange(2, 9)
+                 for _ in range(rng.randrange(2, 6))]
+        gold, wrong = "+".join(terms), "+".join(terms[:-1] + ["1" + terms[-1]])
+        rng.shuffle(terms)
+        assert is_equiv("+".join(terms), gold) and is_equiv(f"-(-({gold}))", gold)
+        assert is_equiv(rf"\frac{{2({gold})^2}}{{2({gold})}}", gold)
+        assert not is_equiv(wrong, gold)
+
+
+HOSTILE = [
+    "9^{9^{9^9}}", "9**9**9**9", "10^{10^{10}}", "((9!)!)!", r"\binom{10^9}{10^8}", "2^{4000}" * 60,
+    "e^{e^{e^{e^{9}}}}", r"\sin(10^{1000})", r"\sqrt[10^{20}]{2}", "2^{1/10^{30}}", "1e9999",
+    "1e-9999", "9" * 10**6, "0." + "9" * 10**5, "(" * 10**6, "{" * 10**6, "}" * 10**6, "\\" * 10**6,
+    r"\boxed{" * 10**5, r"\boxed{" * 5000 + "}" * 5000, r"\frac" * 500, r"\sqrt" * 300, "-" * 10**5,
+    "|" * 999, "$" * 10**5, r"\(" * 10**5, " " * 10**6, "x^" * 300, "x_{" * 24 + "1" + "}" * 24,
+    "f(" * 24 + "x" + ")" * 24, "x" + "!" * 300, "x" + "'" * 300, "-" * 398 + "x", r"\pm" * 300,
+    r"(\pm1," * 24 + ")" * 24, "answer is " * 10**4, r"\text{" * 999, "1," + "234," * 300,
+    ",".join(f"${i}$" for i in range(4000)), "{" + ",".join("x+1" for _ in range(90)) + "}", "1/0",
+    "+".join(rf"\sin {c}+\ln {c}+\cosh {c}" for c in "xyzt" * 3), r"\ln 0", r"\infty-\infty", "_",
+    "__import__('os').system('true')", "{0.__class__}", "%s%n", "\x00", "\ud800", "\u202e5", "٣",
+    "５", "−", "²", "\ue000", "\ue000x", r"\begin{pmatrix}", r"\mat", "^", r"f(1,2)+f(x,y)"]
+
+
+def fuzzed(rng):
+    parts = (r"\frac { } ( ) [ ] | ^ _ ! \sin \ln \pm \cup \{ \} \text{ $ \( , = < \in \infty % "
+             r"9^{9^9} x i 1/2 . ' \boxed{ \binom \begin{pmatrix} & \\ and").split(" ")
+    seed = rng.choice(HOSTILE if rng.random() < 0.2 else rng.choice(CASES)[:2])
+    text = [*seed[:3000]] if rng.random() < 0.7 else rng.choices(parts, k=rng.randrange(60))
+    for _ in range(rng.randrange(6)):
+        at = rng.randrange(len(text) + 1)
+        text[at:at + rng.randrange(3)] = rng.choice(
+            [rng.choice(parts), chr(rng.randrange(0x110000)), chr(rng.randrange(128))])
+    return "".join(text)
+
+
+def test_hostile_strings_are_judged_at_once():
+    rng = random.Random(2)
+    pairs = [(a, b) for a in HOSTILE for b in (a, "5", r"\sqrt2+x")]
+    for a, b in pairs + [(fuzzed(rng), fuzzed(rng)) for _ in range(2500)]:
+        for verdict in (is_equiv, math_reward):
+            start = time.perf_counter()
+            assert type(verdict(a, b)) is type(verdict(b, a)) is bool
+            assert time.perf_counter() - start < 1.0, (a[:80], b[:80])     # 20 times what it takes
+        assert is_equiv(a, a) and is_equiv(a, b) == is_equiv(b, a)
+
+
+def test_threads_agree_with_one():
+    cases = [case[:2] for case in CASES + RESPONSES] + [(a, "5") for a in HOSTILE]
+    alone = [math_reward(*case) for case in cases]
+    checker._read.cache_clear(), checker._evaluate.cache_clear(), checker._names.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        runs = [pool.submit(lambda: [math_reward(*case) for case in cases]) for _ in range(8)]
+        assert all(run.result() == alone for run in runs)
+
+
+def test_nothing_is_executed_and_nothing_times_out():
+    with open(checker.__file__, encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    names = {getattr(node, field, None) for node in ast.walk(tree)
+             for field in ("id", "attr", "name", "module")}
+    assert not names & {"eval", "exec", "sympify", "parse_expr", "parse_latex", "simplify",
+                        "signal", "subprocess", "multiprocessing", "threading"}
+    caches = [node for node in ast.walk(tree) if isinstance(node, ast.Call)
+              and getattr(node.func, "id", "") == "lru_cache"]
+    assert caches and all(cache.keywords[0].value.value <= 4096 for cache in caches)   # bounded
 
 
 # -------------------------------------------------------------------- README.md and data/
 
-README = (HERE / "README.md").read_text(encoding="utf-8")
+README = "\n".join((HERE / name).read_text(encoding="utf-8") for name in ("README.md",
+                                                                           "data/README.md"))
 
 
 def fences(language):

@@ -1,6 +1,6 @@
 """Speed and memory beside what people use today, as ratios of medians measured A B A B in one run.
 
-    python data/bench.py                         every row; about 15 minutes on 2 cores
+    python data/bench.py                         every row; about 10 minutes on 2 cores
     python data/bench.py step sampling           some: logps step sampling main checker gpu
     python data/bench.py checker --cases FILE    and on labelled cases, JSONL of response and gold
     python data/bench.py memory                  a table, computed, of what real models need
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
-import io
 import json
 import os
 import platform
@@ -32,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 DATA = Path(__file__).resolve().parent
@@ -45,42 +43,37 @@ GB, TINY = 2 ** 30, str(DATA / "tiny-base")
 PACKAGES = ("torch", "transformers", "trl", "math_verify")
 PEAK_FLOPS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12,    # dense,
               "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}    # in bfloat16
-
-# ----------------------------------------------------------------- Qwen2.5's published sizes
-QWEN = {name: dict(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
-                   num_attention_heads=heads, num_key_value_heads=kv, vocab_size=vocabulary,
-                   tie_word_embeddings=tied)
-        for name, hidden, inner, layers, heads, kv, vocabulary, tied in (
-            ("0.5B", 896, 4864, 24, 14, 2, 151_936, True),
-            ("1.5B", 1536, 8960, 28, 12, 2, 151_936, True),
-            ("7B", 3584, 18944, 28, 28, 4, 152_064, False))}
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "vocab_size", "tie_word_embeddings")
+QWEN = {"0.5B": (896, 4864, 24, 14, 2, 151_936, True),      # Qwen2.5's published sizes
+        "1.5B": (1536, 8960, 28, 12, 2, 151_936, True),
+        "7B": (3584, 18944, 28, 28, 4, 152_064, False)}
 
 def qwen(name: str, device: str, **changes: Any) -> Any:
-    """A model of a published size with random weights, in float32."""
+    """A model of a published size, but for the changes, with random weights in float32."""
     torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")                          # as rift.load_model
     with torch.device(device):
-        return Qwen2ForCausalLM(Qwen2Config(**{**QWEN[name], **changes}))
+        return Qwen2ForCausalLM(Qwen2Config(**dict(zip(SIZES, QWEN[name])) | changes))
 
 # ---------------------------------------------------------------------- rows and their figures
 def row(name: str, metric: str, ours: float, peer: float | None, goal: str, device: str = "cpu"
-        ) -> Row:
+        ) -> dict[str, Any]:
     """A row of the table; with no peer the figure itself is held against the goal."""
-    value = ours / peer if peer else ours
-    sign, bound = goal.split()
-    met = value >= float(bound) if sign == ">=" else value <= float(bound)
-    versions = {package: version(package) for package in PACKAGES if find_spec(package)}
-    return Row(row=name, metric=metric, ours=float(f"{ours:.4g}"),
-               peer=float(f"{peer:.4g}") if peer else None,
-               ratio=round(value, 3) if peer else None, goal=goal, met=met,
-               device=device_name(device), date=str(datetime.date.today()), versions=versions)
+    ratio, (sign, bound) = ours / peer if peer else None, goal.split()
+    excess = (ratio or ours) - float(bound)
+    return {"row": name, "metric": metric, "ours": round(ours, 3), "peer": peer and round(peer, 3),
+            "ratio": ratio and round(ratio, 3), "goal": goal,
+            "met": excess >= 0 if sign == ">=" else excess <= 0, "device": device_name(device),
+            "date": str(datetime.date.today()),
+            "versions": {name: version(name) for name in PACKAGES if find_spec(name)}}
 
 def device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"CPU, {len(os.sched_getaffinity(0))} cores, {platform.machine()}"
+    cpu = f"CPU, {len(os.sched_getaffinity(0))} cores, {platform.machine()}"
+    return torch.cuda.get_device_name() if device == "cuda" else cpu
 
 def in_turn(ours: Callable[[], tuple], peer: Callable[[], tuple], times: int) -> list[tuple]:
-    """(ours, peer) for each figure they return: medians of A B A B ..., the first pair left out."""
+    """(ours, peer) of each figure they return: medians of A B A B ..., the first pair left out."""
     ours(), peer()
     runs = [(ours(), peer()) for _ in range(times)]
     return [tuple(statistics.median(run[side][figure] for run in runs) for side in (0, 1))
@@ -94,7 +87,7 @@ def peak_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 def free(device: str) -> None:
-    rift.plain_head.cache_clear()                               # it remembers a model
+    rift.plain_head.cache_clear()                                       # it remembers a model
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -106,7 +99,6 @@ def logps_child(which: str, device: str, tokens: int, changes: dict[str, int]) -
     model = qwen("0.5B", device, **changes, num_hidden_layers=1, tie_word_embeddings=False)
     ids = torch.randint(model.config.vocab_size, (tokens,)).tolist()
     batch = rift.collate([rift.Example(Row(), [1] * 16, ids)], torch.device(device))
-
     def step() -> float:
         started = time.perf_counter()
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
@@ -118,7 +110,7 @@ def logps_child(which: str, device: str, tokens: int, changes: dict[str, int]) -
                     logits, batch["input_ids"][0, 1:], reduction="none")[None]
         rewards = torch.ones(1, device=device)
         rift.rift_loss(logps, batch["mask"][:, 1:], rewards).sum().backward()
-        peak_bytes(device)                                      # waits for a GPU
+        peak_bytes(device)                                              # waits for a GPU
         return time.perf_counter() - started
     before = peak_bytes(device) + sum(weight.nbytes for weight in model.parameters())   # gradients
     step()
@@ -127,9 +119,9 @@ def logps_child(which: str, device: str, tokens: int, changes: dict[str, int]) -
     print(json.dumps([extra, statistics.median(step() for _ in range(3))]))
 
 def logps(device: str = "cpu", tokens: int = 1024, changes: dict[str, int] = {}) -> Iterator[Row]:
-    def measure(which: str) -> tuple[float, float]:
-        arguments = json.dumps([which, device, tokens, changes])
-        done = subprocess.run([sys.executable, __file__, "--child", arguments], check=True,
+    def measure(which: str) -> tuple:
+        child = json.dumps([which, device, tokens, changes])
+        done = subprocess.run([sys.executable, __file__, "--child", child], check=True,
                               capture_output=True, text=True)
         return tuple(json.loads(done.stdout.splitlines()[-1]))
     extra, seconds = in_turn(lambda: measure("ours"), lambda: measure("plain"), 2)
@@ -143,34 +135,28 @@ def training(make: Callable[[], Any], tokenizer: Any, samples: list[Row], config
     """(ours, TRL's SFTTrainer) of tokens a second, prompts counted, and of the peak in GB."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
-    transformers.utils.logging.set_verbosity_error()
-    device = config.device
     examples = [rift.encode(tokenizer, sample, config.template) for sample in samples]
-    lengths = [len(example.prompt + example.response) for example in examples]
+    lengths = [len(prompt + response) for _, prompt, response in examples]
     micro = min(config.batch_size, config.tokens_per_batch // max(lengths))
     dataset = Dataset.from_list([
         {"input_ids": prompt + response, "completion_mask": [0] * len(prompt) + [1] * len(response)}
         for _, prompt, response in examples])
-
     def ours(model: Any) -> Callable[[], Any]:
         return lambda: rift.train(model, tokenizer, samples, config)
-
     def peer(model: Any) -> Callable[[], Any]:
-        arguments = SFTConfig(
-            folder, per_device_train_batch_size=micro, max_steps=config.steps, report_to=[],
+        return SFTTrainer(model, SFTConfig(
+            folder, per_device_train_batch_size=micro, max_steps=config.steps, max_length=None,
             gradient_accumulation_steps=config.batch_size // micro, learning_rate=config.lr,
-            bf16=device == "cuda", use_cpu=device == "cpu", max_length=None, logging_steps=1,
-            save_strategy="no", disable_tqdm=True, completion_only_loss=True,
-            activation_checkpointing=False)
-        return SFTTrainer(model, arguments, processing_class=tokenizer, train_dataset=dataset).train
-
+            bf16=config.device == "cuda", use_cpu=config.device == "cpu", completion_only_loss=True,
+            activation_checkpointing=False, logging_steps=1, save_strategy="no", report_to=[],
+            disable_tqdm=True), processing_class=tokenizer, train_dataset=dataset).train
     def timed(side: Callable[[Any], Callable[[], Any]]) -> tuple[float, float]:
-        free(device)
+        free(config.device)
         train = side(make())
         started = time.perf_counter()
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(None):
             train()
-        peak = peak_bytes(device)                               # waits for a GPU
+        peak = peak_bytes(config.device)                                # waits for a GPU
         return sum(lengths) / (time.perf_counter() - started), peak / GB
     with tempfile.TemporaryDirectory() as folder:
         return in_turn(lambda: timed(ours), lambda: timed(peer), times)
@@ -181,12 +167,10 @@ def sampling_rates(model: Any, tokenizer: Any, problems: list[Row], config: Samp
     stop = torch.tensor(model.generation_config.eos_token_id, device=model.device).flatten()
     prompts = [rift.encode(tokenizer, row, config.template).prompt for row in problems
                for _ in range(config.k)]
-
     def ours() -> tuple[float]:
         started = time.perf_counter()
         samples = rift.sample(model, tokenizer, problems, config)
         return sum(sample["tokens"] for sample in samples) / (time.perf_counter() - started),
-
     def peer() -> tuple[float]:
         started, tokens = time.perf_counter(), 0
         for i in range(0, len(prompts), peer_rows):
@@ -201,58 +185,49 @@ def sampling_rates(model: Any, tokenizer: Any, problems: list[Row], config: Samp
     return in_turn(ours, peer, times)[0]
 
 def step() -> Iterator[Row]:
-    problems = rift.read_problems(DATA / "train.jsonl", 640)
-    samples = [Row(row, response=row["solution"], reward=1.0) for row in problems]
-    tokenizer = rift.load_model(TINY, "cpu")[1]
-    speed, _ = training(lambda: rift.load_model(TINY, "cpu")[0], tokenizer, samples,
-                        Training(device="cpu", steps=10, batch_size=64), 3)
+    samples = [Row(problem, response=problem["solution"], reward=1.0)
+               for problem in rift.read_problems(DATA / "train.jsonl", 640)]
+    speed, _ = training(lambda: rift.load_model(TINY, "cpu")[0], rift.load_model(TINY, "cpu")[1],
+                        samples, Training(device="cpu", steps=10, batch_size=64), 3)
     yield row("training step, tiny model, 64 samples", "tokens/s, beside TRL's SFTTrainer",
               *speed, ">= 1")
 
 def sampling() -> Iterator[Row]:
     model, tokenizer = rift.load_model(TINY, "cpu")
-    problems = [row for row in rift.read_problems(DATA / "test.jsonl")
-                if row["kind"] == "slips"][:64]             # of one and two steps, so mixed lengths
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    rates = sampling_rates(model, tokenizer, problems,
-                           Sampling(device="cpu", max_new_tokens=100), 64, 5)
+    problems = rift.read_problems(DATA / "test.jsonl", 64)              # of mixed lengths
+    rates = sampling_rates(model, tokenizer, problems, Sampling(max_new_tokens=100), 64, 5)
     yield row("sampling, tiny model, mixed lengths", "tokens/s, beside model.generate",
               *rates, ">= 2")
 
 def gpu(device: str = "cuda", changes: dict[str, int] = {}, response: int = 2048, batch: int = 16,
         rows: int = 256, new: int = 512, tokens: int = 8192) -> Iterator[Row]:
-    """Qwen2.5's sizes (with changes, to try this out) and random weights."""
+    """Models of Qwen2.5's sizes; with `changes` and small numbers this can be tried on a CPU."""
     tokenizer = rift.load_model(TINY, "cpu")[1]
     vocabulary = qwen("0.5B", "meta", **changes).config.vocab_size
-    ids = torch.randint(vocabulary, (2 * batch, response)).tolist()
-    samples = [Row(problem="1+1=?", response="", truncated=False, reward=1.0, ids=drawn)
-               for drawn in ids]
-    longest = response + len(rift.encode(tokenizer, samples[0]).prompt)
-    config = Training(device=device, batch_size=batch, steps=2, lr=1e-5,
-                      tokens_per_batch=longest * batch // 4)
+    samples = [Row(problem="1+1=?", response="", truncated=False, reward=1.0, ids=ids)
+               for ids in torch.randint(vocabulary, (2 * batch, response)).tolist()]
+    length = response + len(rift.encode(tokenizer, samples[0]).prompt)
+    config = Training(device=device, steps=2, batch_size=batch,
+                      tokens_per_batch=length * batch // 4)
     for size in ("0.5B", "1.5B"):
         speed, peak = training(lambda: qwen(size, device, **changes), tokenizer, samples, config, 3)
         name = f"training, Qwen2.5-{size}'s size, responses of {response:,} tokens"
         yield row(name, "tokens/s, beside TRL's SFTTrainer", *speed, ">= 1", device)
         yield row(name, "peak GB, beside TRL's SFTTrainer", *peak, "<= 1", device)
-        share = mfu(size, response, speed[0], device)
-        if share:
-            yield row(name, "share of the card's peak (MFU)", share, None, ">= 0.4", device)
+        for card in [card for card in PEAK_FLOPS if card in device_name(device)][:1]:
+            attention = 6 * QWEN[size][0] * QWEN[size][2] * length      # causal; hidden * layers
+            used = speed[0] * (6 * qwen(size, "meta").num_parameters() + attention) / PEAK_FLOPS[card]
+            yield row(name, "share of the card's peak flops (MFU)", used, None, ">= 0.4", device)
     free(device)
     model = qwen("0.5B", device, **changes).to(rift.sampling_dtype(device)).eval()
-    model.generation_config.eos_token_id = list(range(0, vocabulary, 400))     # mixed lengths
+    model.generation_config.eos_token_id = list(range(0, vocabulary, 400))      # mixed lengths
     tokenizer.get_vocab = lambda: {"": vocabulary - 1}                  # all of the head is drawn
-    rates = sampling_rates(model, tokenizer, [Row(problem="1+1=?")] * (rows // 8), Sampling(
-        device=device, rows=rows, k=8, max_new_tokens=new), rows, 3)
+    rates = sampling_rates(model, tokenizer, [Row(problem="1+1=?")] * (rows // 8),
+                           Sampling(rows=rows, k=8, max_new_tokens=new), rows, 3)
     yield row(f"sampling, Qwen2.5-0.5B's size, {rows} rows of up to {new} tokens",
               "tokens/s, beside model.generate", *rates, ">= 3", device)
     yield from logps(device, tokens, changes)
-
-def mfu(size: str, length: int, speed: float, device: str) -> float | None:
-    """6 flops a parameter and token, and causal attention's; None where the peak is not known."""
-    peak = next((PEAK_FLOPS[card] for card in PEAK_FLOPS if card in device_name(device)), None)
-    attention = 6 * QWEN[size]["num_hidden_layers"] * QWEN[size]["hidden_size"] * length
-    return peak and speed * (6 * parameters(size) + attention) / peak
 
 def main_job() -> Iterator[Row]:
     """`python rift.py` as a whole, on two cores where the system lets us choose."""
@@ -262,14 +237,14 @@ def main_job() -> Iterator[Row]:
         job = subprocess.Popen([sys.executable, str(DATA.parent / "rift.py"), "--out",
                                 f"{folder}/run", "--device", "cpu"], stdout=subprocess.DEVNULL,
                                preexec_fn=lambda: os.sched_setaffinity(0, cores))
-        _, status, usage = os.wait4(job.pid, 0)             # of this child alone
+        _, status, usage = os.wait4(job.pid, 0)                         # of this child alone
         minutes = (time.perf_counter() - started) / 60
     if status:
         raise SystemExit("python rift.py failed")
     yield row("python rift.py, 2 cores", "minutes", minutes, None, "<= 3.5")
     yield row("python rift.py, 2 cores", "peak GB", usage.ru_maxrss / 2 ** 20, None, "<= 1.3")
 
-# ---------------------------------------------------------------------------------- checker
+# ------------------------------------------------------------------------------------ checker
 FORMS: list[Callable[[int, int, int], tuple[str, str]]] = [     # of one value: as gold, as answer
     lambda a, b, c: (f"{a * b}", f"{a} \\cdot {b}"),
     lambda a, b, c: (f"{a * 1000 + b}", f"{a},{b:03}"),
@@ -283,40 +258,35 @@ FORMS: list[Callable[[int, int, int], tuple[str, str]]] = [     # of one value: 
     lambda a, b, c: (f"\\frac{{{a}\\pi}}{{4}}", f"{a / 4}\\pi")]
 
 def made_cases(n: int) -> list[Row]:
-    """A right and a wrong answer of a form by turns, in a box or in a sentence."""
+    """Right and wrong answers of these forms by turns, in a box or in a sentence."""
     rng, cases = random.Random(0), []
     for number in range(n):
         a, b, c = rng.sample(range(2, 60), 3)
         form, correct = rng.choice(FORMS), number % 2 == 0
+        text = rng.choice(["So we get \\boxed{%s}.", "Hence the final answer is $%s$."])
         answer = form(a if correct else a + 1, b, c)[1]
-        text = rng.choice(["So we get \\boxed{%s}.", "Hence the final answer is $%s$."]) % answer
-        cases.append(Row(gold=form(a, b, c)[0], response=text, correct=correct))
+        cases.append(Row(gold=form(a, b, c)[0], response=text % answer, correct=correct))
     return cases
 
 def checker(files: list[str]) -> Iterator[Row]:
     """Cases a second on one core, beside Math-Verify, its timers off so that both just compute."""
     from math_verify import parse, verify
-
     def theirs(response: str, gold: str) -> bool:
         return verify(parse(f"${gold}$", parsing_timeout=None),
                       parse(response, parsing_timeout=None), timeout_seconds=None)
-
     def rate(check: Callable[[str, str], bool], parts: Iterator[list[Row]]) -> tuple[float]:
-        part, started = next(parts), time.perf_counter()
-        for case in part:
+        cases, started = next(parts), time.perf_counter()
+        for case in cases:
             check(case["response"], case["gold"])
-        return len(part) / (time.perf_counter() - started),
+        return len(cases) / (time.perf_counter() - started),
     sets = {"cases made here": made_cases(1600)} | {Path(f).stem: rift.read_jsonl(f) for f in files}
     for name, cases in sets.items():
-        parts = [cases[i::4] for i in range(4)]             # both cache: no case is seen twice
+        parts = [cases[i::4] for i in range(4)]                         # none is seen twice
         ours, peer = iter(parts), iter(parts)
         [rates] = in_turn(lambda: rate(math_reward, ours), lambda: rate(theirs, peer), 3)
         yield row(f"checker, {name}", "cases/s, beside Math-Verify", *rates, ">= 10")
 
-# ---------------------------------------------------------------------------------- memory
-def parameters(name: str) -> int:
-    return qwen(name, "meta").num_parameters()
-
+# ------------------------------------------------------------------------------------- memory
 def memory() -> None:
     """State: float32 weights, gradients and AdamW's moments, 16 bytes a parameter; with LoRA (rank
     16, all linear layers) that for the adapters, over frozen bfloat16 weights. A token keeps 34 D +
@@ -324,15 +294,13 @@ def memory() -> None:
     a layer's input, and 34 D + 8 I once. 10 % of a card (in 2^30 bytes) is left free."""
     print("| Qwen2.5 | state | tokens in 24 GB (checkpointed) | in 80 GB | 1,000 tokens of cache "
           "| rows of them in 24 GB | in 80 GB |\n|---|---|---|---|---|---|---|")
-    for name, size in QWEN.items():
-        D, I, layers, heads, kv_heads = list(size.values())[:5]
-        kv, n = D // heads * kv_heads, parameters(name)
+    for name, (D, I, layers, heads, kv_heads, vocabulary, _) in QWEN.items():
+        n, kv, kept = qwen(name, "meta").num_parameters(), D // heads * kv_heads, 34 * D + 8 * I
         linear = layers * (2 * D * (D + kv) + 3 * D * I)
         adapters = 16 * layers * (2 * (D + D) + 2 * (D + kv) + 3 * (D + I))
-        head = 4 * size["vocab_size"] * D + 8 * 16 * rift.LOGITS_AT_ONCE    # a copy, two chunks
-        cache, kept = 2 * layers * kv * 2 * 1000, 34 * D + 8 * I
-        rows = [f"{cache / 1e6:.0f} MB"]
-        rows += [f"{(0.9 * card * GB - 2 * n) / cache:,.0f}" for card in (24, 80)]
+        head = 4 * vocabulary * D + 8 * 16 * rift.LOGITS_AT_ONCE        # a copy, two chunks
+        cache = 2 * layers * kv * 2 * 1000
+        rows = [f"{(0.9 * card * GB - 2 * n) / cache:,.0f}" for card in (24, 80)]
         for kind, state, casts, width in (("full", 16 * n, 2 * linear, 4),
                                           ("LoRA", 2 * n + 16 * adapters, 0, 2)):
             cells = [f"{name} {kind}", f"{state / GB:.1f} GB"]
@@ -340,16 +308,16 @@ def memory() -> None:
                 room = max(0, 0.9 * card * GB - state - head)
                 plain = max(0, room - casts) / (layers * kept)
                 cells.append(f"{plain:,.0f} ({room / (layers * width * D + kept):,.0f})")
-            print("|", " | ".join(cells + rows), "|")
+            print("|", " | ".join([*cells, f"{cache / 1e6:.0f} MB", *rows]), "|")
 
 ROWS = {"logps": logps, "step": step, "sampling": sampling, "main": main_job, "checker": checker,
         "gpu": gpu}
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
+    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW", default=list(ROWS))
-    parser.add_argument("--cases", nargs="+", default=[], metavar="FILE")
+    parser.add_argument("rows", nargs="*", default=list(ROWS))
+    parser.add_argument("--cases", nargs="+", default=[])
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -365,17 +333,13 @@ def main() -> None:
         try:
             for new in ROWS[name](*[args.cases] if name == "checker" else []):
                 table[new["row"], new["metric"]] = new
-                show(new)
+                beside = f" / {new['peer']:g} = {new['ratio']:g}" if new["peer"] else ""
+                print(f"{new['row']}\n    {new['metric']}: {new['ours']:g}{beside} (goal "
+                      f"{new['goal']}: {'met' if new['met'] else 'missed'})", flush=True)
         except ImportError as error:
             print(f"{name}: not measured: {error}")
     rift.write_whole(path, json.dumps(list(table.values()), indent=1) + "\n")
     print(f"wrote {path}")
-
-def show(found: Row) -> None:
-    beside = f" / {found['peer']:g} = {found['ratio']:g}" if found["peer"] else ""
-    verdict = "met" if found["met"] else "missed"
-    print(f"{found['row']}\n    {found['metric']}: {found['ours']:g}{beside} "
-          f"(goal {found['goal']}: {verdict})", flush=True)
 
 if __name__ == "__main__":
     main()

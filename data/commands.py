@@ -300,8 +300,9 @@ def peak_memory() -> str:
 
 
 def check_versions() -> None:
-    for name, oldest in OLDEST.items():
-        version = sys.modules[name].__version__
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    for name, version in versions.items():
+        oldest = OLDEST[name]
         if tuple(map(int, version.split(".")[:2])) < oldest:
             needed = " and ".join(f"{n} {major}.{minor}" for n, (major, minor) in OLDEST.items())
             raise UserError(f"{name} {version} is too old: needs {needed}, or newer")

@@ -86,7 +86,7 @@ def unpack_samples(row: Row) -> list[Row]:
     if isinstance(row.get("response"), dict):                   # OpenAI's; else vLLM's
         row["outputs"] = [{**choice, "text": turn_text(choice["message"])}
                           for choice in row["response"]["body"]["choices"]]
-    if not isinstance(row.get("outputs"), list):
+    if not isinstance(row.get("outputs"), list) or not row["outputs"]:
         return [row]
     return [Row(row, response=part["text"], truncated=part.get("finish_reason") == "length")
             for part in row.pop("outputs")]
