@@ -1696,7 +1696,7 @@ def test_readme_lora_example_runs(tmp_path, monkeypatch):
     exec(code.replace("Qwen/Qwen2.5-7B-Instruct", TINY), found := {})
     adapter = peft.PeftModel.from_pretrained(rift.load_model(TINY, "cpu")[0], "adapter")
     assert any(tensor.any() for name, tensor in adapter.state_dict().items() if "lora_B" in name)
-    assert found["model"].get_nb_trainable_parameters()[0] < 1e5
+    assert found["model"].get_nb_trainable_parameters()[0] < 2e5
 
 
 def test_rift_and_the_checker_import_what_is_in_requirements():

@@ -5,11 +5,9 @@
     python data/bench.py checker --cases FILE    and on labelled cases, JSONL of response and gold
     python data/bench.py memory                  a table, computed, of what real models need
 
-Writes data/bench.json. A row that is not measured again keeps its figures, its device and its
-date; one that has never been measured has `ours` null. step and gpu need trl, checker math-verify.
+Writes data/bench.json. A row that is not measured again stays as it is, with its device and date;
+`ours` is null if it never was. step and gpu need the package trl, checker math-verify.
 """
-from __future__ import annotations
-
 import argparse
 import datetime
 import gc
@@ -40,7 +38,6 @@ from math_reward import math_reward                                     # noqa: 
 from rift import Row, Sampling, Training                                # noqa: E402
 
 GB, TINY = 2 ** 30, str(DATA / "tiny-base")
-PACKAGES = ("torch", "transformers", "trl", "math_verify")
 PEAK_FLOPS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12,    # dense,
               "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}    # in bfloat16
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -66,34 +63,26 @@ def row(name: str, metric: str, ours: float, peer: float | None, goal: str, devi
             "ratio": ratio and round(ratio, 3), "goal": goal,
             "met": excess >= 0 if sign == ">=" else excess <= 0, "device": device_name(device),
             "date": str(datetime.date.today()),
-            "versions": {name: version(name) for name in PACKAGES if find_spec(name)}}
+            "versions": {name: version(name) for name in (
+                "torch", "transformers", "trl", "math_verify") if find_spec(name)}}
 
 def device_name(device: str) -> str:
     cpu = f"CPU, {len(os.sched_getaffinity(0))} cores, {platform.machine()}"
     return torch.cuda.get_device_name() if device == "cuda" else cpu
 
-def in_turn(ours: Callable[[], tuple], peer: Callable[[], tuple], times: int) -> list[tuple]:
+def in_turn(ours: Callable, peer: Callable, times: int = 3) -> list[tuple]:
     """(ours, peer) of each figure they return: medians of A B A B ..., the first pair left out."""
     ours(), peer()
     runs = [(ours(), peer()) for _ in range(times)]
     return [tuple(statistics.median(run[side][figure] for run in runs) for side in (0, 1))
             for figure in range(len(runs[0][0]))]
 
-def peak_bytes(device: str) -> int:
-    """The most memory held: of a GPU since free(), of a CPU since the process began."""
+def peak_bytes(device: str) -> int:                         # of a CPU: since the process began
     if device == "cuda":
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-def free(device: str) -> None:
-    rift.plain_head.cache_clear()                                       # it remembers a model
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-# --------------------------------------------------------------------------- log-probabilities
 def logps_child(which: str, device: str, tokens: int, changes: dict[str, int]) -> None:
     """Log-probabilities, loss and backward of one layer and the head; prints MB and seconds."""
     model = qwen("0.5B", device, **changes, num_hidden_layers=1, tie_word_embeddings=False)
@@ -108,8 +97,7 @@ def logps_child(which: str, device: str, tokens: int, changes: dict[str, int]) -
                 logits = model(input_ids=batch["input_ids"]).logits[0, :-1].float()
                 logps = -torch.nn.functional.cross_entropy(
                     logits, batch["input_ids"][0, 1:], reduction="none")[None]
-        rewards = torch.ones(1, device=device)
-        rift.rift_loss(logps, batch["mask"][:, 1:], rewards).sum().backward()
+        rift.rift_loss(logps, batch["mask"][:, 1:], torch.ones(1, device=device)).sum().backward()
         peak_bytes(device)                                              # waits for a GPU
         return time.perf_counter() - started
     before = peak_bytes(device) + sum(weight.nbytes for weight in model.parameters())   # gradients
@@ -121,17 +109,15 @@ def logps_child(which: str, device: str, tokens: int, changes: dict[str, int]) -
 def logps(device: str = "cpu", tokens: int = 1024, changes: dict[str, int] = {}) -> Iterator[Row]:
     def measure(which: str) -> tuple:
         child = json.dumps([which, device, tokens, changes])
-        done = subprocess.run([sys.executable, __file__, "--child", child], check=True,
-                              capture_output=True, text=True)
-        return tuple(json.loads(done.stdout.splitlines()[-1]))
-    extra, seconds = in_turn(lambda: measure("ours"), lambda: measure("plain"), 2)
+        output = subprocess.check_output([sys.executable, __file__, "--child", child])
+        return tuple(json.loads(output.splitlines()[-1]))
+    extra, seconds = in_turn(lambda: measure("ours"), lambda: measure("plain"))
     name = f"log-probs + loss + backward, V = 151,936, {tokens:,} tokens"
     yield row(name, "peak extra MB, beside plain logits", *extra, "<= 0.25", device)
     yield row(name, "seconds, beside plain logits", *seconds, "<= 1.15", device)
 
 # ----------------------------------------------------------------------- training and sampling
-def training(make: Callable[[], Any], tokenizer: Any, samples: list[Row], config: Training,
-             times: int) -> list[tuple]:
+def training(make: Callable, tokenizer: Any, samples: list[Row], config: Training) -> list[tuple]:
     """(ours, TRL's SFTTrainer) of tokens a second, prompts counted, and of the peak in GB."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -151,7 +137,11 @@ def training(make: Callable[[], Any], tokenizer: Any, samples: list[Row], config
             activation_checkpointing=False, logging_steps=1, save_strategy="no", report_to=[],
             disable_tqdm=True), processing_class=tokenizer, train_dataset=dataset).train
     def timed(side: Callable[[Any], Callable[[], Any]]) -> tuple[float, float]:
-        free(config.device)
+        rift.plain_head.cache_clear()                                   # it remembers a model
+        gc.collect()
+        if config.device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         train = side(make())
         started = time.perf_counter()
         with redirect_stdout(None):
@@ -159,11 +149,10 @@ def training(make: Callable[[], Any], tokenizer: Any, samples: list[Row], config
         peak = peak_bytes(config.device)                                # waits for a GPU
         return sum(lengths) / (time.perf_counter() - started), peak / GB
     with tempfile.TemporaryDirectory() as folder:
-        return in_turn(lambda: timed(ours), lambda: timed(peer), times)
+        return in_turn(lambda: timed(ours), lambda: timed(peer))
 
-def sampling_rates(model: Any, tokenizer: Any, problems: list[Row], config: Sampling,
-                   peer_rows: int, times: int) -> tuple[float, float]:
-    """Tokens a second, up to the stop, of rift.sample and of model.generate, left-padded."""
+def sampling_rates(model: Any, tokenizer: Any, problems: list[Row], config: Sampling) -> tuple:
+    """Tokens a second, up to the stop, of rift.sample and of model.generate by len(problems)."""
     stop = torch.tensor(model.generation_config.eos_token_id, device=model.device).flatten()
     prompts = [rift.encode(tokenizer, row, config.template).prompt for row in problems
                for _ in range(config.k)]
@@ -173,22 +162,22 @@ def sampling_rates(model: Any, tokenizer: Any, problems: list[Row], config: Samp
         return sum(sample["tokens"] for sample in samples) / (time.perf_counter() - started),
     def peer() -> tuple[float]:
         started, tokens = time.perf_counter(), 0
-        for i in range(0, len(prompts), peer_rows):
-            ids = rift.pad(prompts[i:i + peer_rows], model.device, "left")
-            ones = [[1] * len(prompt) for prompt in prompts[i:i + peer_rows]]
+        for i in range(0, len(prompts), len(problems)):
+            ids = rift.pad(prompts[i:i + len(problems)], model.device, "left")
+            ones = [[1] * len(prompt) for prompt in prompts[i:i + len(problems)]]
             new = model.generate(ids, attention_mask=rift.pad(ones, model.device, "left"),
                                  max_new_tokens=config.max_new_tokens, do_sample=True, top_k=0,
                                  pad_token_id=int(stop[0]))[:, ids.shape[1]:]
             ended = torch.isin(new, stop).long()
             tokens += int((ended.cumsum(1) - ended == 0).sum())
         return tokens / (time.perf_counter() - started),
-    return in_turn(ours, peer, times)[0]
+    return in_turn(ours, peer)[0]
 
 def step() -> Iterator[Row]:
     samples = [Row(problem, response=problem["solution"], reward=1.0)
                for problem in rift.read_problems(DATA / "train.jsonl", 640)]
     speed, _ = training(lambda: rift.load_model(TINY, "cpu")[0], rift.load_model(TINY, "cpu")[1],
-                        samples, Training(device="cpu", steps=10, batch_size=64), 3)
+                        samples, Training(device="cpu", steps=10, batch_size=64))
     yield row("training step, tiny model, 64 samples", "tokens/s, beside TRL's SFTTrainer",
               *speed, ">= 1")
 
@@ -196,13 +185,15 @@ def sampling() -> Iterator[Row]:
     model, tokenizer = rift.load_model(TINY, "cpu")
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     problems = rift.read_problems(DATA / "test.jsonl", 64)              # of mixed lengths
-    rates = sampling_rates(model, tokenizer, problems, Sampling(max_new_tokens=100), 64, 5)
+    rates = sampling_rates(model, tokenizer, problems, Sampling(max_new_tokens=100))
     yield row("sampling, tiny model, mixed lengths", "tokens/s, beside model.generate",
               *rates, ">= 2")
 
 def gpu(device: str = "cuda", changes: dict[str, int] = {}, response: int = 2048, batch: int = 16,
         rows: int = 256, new: int = 512, tokens: int = 8192) -> Iterator[Row]:
-    """Models of Qwen2.5's sizes; with `changes` and small numbers this can be tried on a CPU."""
+    """Models of Qwen2.5's sizes, random weights. Changed and small, this can be tried on a CPU."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("no GPU")
     tokenizer = rift.load_model(TINY, "cpu")[1]
     vocabulary = qwen("0.5B", "meta", **changes).config.vocab_size
     samples = [Row(problem="1+1=?", response="", truncated=False, reward=1.0, ids=ids)
@@ -211,20 +202,20 @@ def gpu(device: str = "cuda", changes: dict[str, int] = {}, response: int = 2048
     config = Training(device=device, steps=2, batch_size=batch,
                       tokens_per_batch=length * batch // 4)
     for size in ("0.5B", "1.5B"):
-        speed, peak = training(lambda: qwen(size, device, **changes), tokenizer, samples, config, 3)
+        speed, peak = training(lambda: qwen(size, device, **changes), tokenizer, samples, config)
         name = f"training, Qwen2.5-{size}'s size, responses of {response:,} tokens"
         yield row(name, "tokens/s, beside TRL's SFTTrainer", *speed, ">= 1", device)
         yield row(name, "peak GB, beside TRL's SFTTrainer", *peak, "<= 1", device)
         for card in [card for card in PEAK_FLOPS if card in device_name(device)][:1]:
             attention = 6 * QWEN[size][0] * QWEN[size][2] * length      # causal; hidden * layers
-            used = speed[0] * (6 * qwen(size, "meta").num_parameters() + attention) / PEAK_FLOPS[card]
-            yield row(name, "share of the card's peak flops (MFU)", used, None, ">= 0.4", device)
-    free(device)
+            flops = speed[0] * (6 * qwen(size, "meta").num_parameters() + attention)
+            yield row(name, "share of the card's peak flops (MFU)", flops / PEAK_FLOPS[card], None,
+                      ">= 0.4", device)
     model = qwen("0.5B", device, **changes).to(rift.sampling_dtype(device)).eval()
     model.generation_config.eos_token_id = list(range(0, vocabulary, 400))      # mixed lengths
     tokenizer.get_vocab = lambda: {"": vocabulary - 1}                  # all of the head is drawn
-    rates = sampling_rates(model, tokenizer, [Row(problem="1+1=?")] * (rows // 8),
-                           Sampling(rows=rows, k=8, max_new_tokens=new), rows, 3)
+    rates = sampling_rates(model, tokenizer, [Row(problem="1+1=?")] * rows,
+                           Sampling(rows=rows, k=1, max_new_tokens=new))
     yield row(f"sampling, Qwen2.5-0.5B's size, {rows} rows of up to {new} tokens",
               "tokens/s, beside model.generate", *rates, ">= 3", device)
     yield from logps(device, tokens, changes)
@@ -264,8 +255,8 @@ def made_cases(n: int) -> list[Row]:
         a, b, c = rng.sample(range(2, 60), 3)
         form, correct = rng.choice(FORMS), number % 2 == 0
         text = rng.choice(["So we get \\boxed{%s}.", "Hence the final answer is $%s$."])
-        answer = form(a if correct else a + 1, b, c)[1]
-        cases.append(Row(gold=form(a, b, c)[0], response=text % answer, correct=correct))
+        cases.append(Row(gold=form(a, b, c)[0], correct=correct,
+                         response=text % form(a if correct else a + 1, b, c)[1]))
     return cases
 
 def checker(files: list[str]) -> Iterator[Row]:
@@ -283,15 +274,14 @@ def checker(files: list[str]) -> Iterator[Row]:
     for name, cases in sets.items():
         parts = [cases[i::4] for i in range(4)]                         # none is seen twice
         ours, peer = iter(parts), iter(parts)
-        [rates] = in_turn(lambda: rate(math_reward, ours), lambda: rate(theirs, peer), 3)
+        [rates] = in_turn(lambda: rate(math_reward, ours), lambda: rate(theirs, peer))
         yield row(f"checker, {name}", "cases/s, beside Math-Verify", *rates, ">= 10")
 
-# ------------------------------------------------------------------------------------- memory
 def memory() -> None:
-    """State: float32 weights, gradients and AdamW's moments, 16 bytes a parameter; with LoRA (rank
-    16, all linear layers) that for the adapters, over frozen bfloat16 weights. A token keeps 34 D +
-    8 I bytes in each layer (D hidden, I inner; counted with saved_tensors_hooks), or checkpointed
-    a layer's input, and 34 D + 8 I once. 10 % of a card (in 2^30 bytes) is left free."""
+    """State: 16 bytes a parameter (float32 weights, gradients, AdamW's moments); LoRA: those of the
+    adapters (rank 16, all linear layers) and frozen bfloat16 weights. A token keeps 34 D + 8 I
+    bytes a layer (D hidden, I inner; counted with saved_tensors_hooks); checkpointed, a layer's
+    input, and 34 D + 8 I once. 10 % of a card (in 2^30 bytes) is left free."""
     print("| Qwen2.5 | state | tokens in 24 GB (checkpointed) | in 80 GB | 1,000 tokens of cache "
           "| rows of them in 24 GB | in 80 GB |\n|---|---|---|---|---|---|---|")
     for name, (D, I, layers, heads, kv_heads, vocabulary, _) in QWEN.items():
@@ -327,19 +317,14 @@ def main() -> None:
     path = DATA / "bench.json"
     table = {(old["row"], old["metric"]): old for old in json.loads(path.read_text())}
     for name in args.rows:
-        if name == "gpu" and not torch.cuda.is_available():
-            print("gpu: not measured: no GPU")
-            continue
         try:
             for new in ROWS[name](*[args.cases] if name == "checker" else []):
                 table[new["row"], new["metric"]] = new
                 beside = f" / {new['peer']:g} = {new['ratio']:g}" if new["peer"] else ""
                 print(f"{new['row']}\n    {new['metric']}: {new['ours']:g}{beside} (goal "
                       f"{new['goal']}: {'met' if new['met'] else 'missed'})", flush=True)
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:
             print(f"{name}: not measured: {error}")
     rift.write_whole(path, json.dumps(list(table.values()), indent=1) + "\n")
-    print(f"wrote {path}")
-
 if __name__ == "__main__":
     main()

@@ -16,8 +16,8 @@ same buffer for every method; 57 steps of 64 samples (1.5 passes over the buffer
 pi of the whole sequence; then 8 samples at temperature 1 and the greedy response of each of the
 first 400 test problems. The searches and the choice of the base model that ships use the first 400
 validation problems instead, and nothing else does. In `bases` the learning rate is 3e-4, the best
-of RFT, RIFT and TOPR at T = 1; naive (its best rate) and level token have the one that `search`
-found best for them, and so has every method in `temperature` (3e-4 until the search has run).
+of RFT, RIFT and TOPR at T = 1; rows "its best rate" have the one that `search` found best for them,
+and so has every method in `temperature` (3e-4 until the search has run).
 
 RFT has fewer samples than RIFT, so its lead is counted in three ways: `passes`, RFT with as many
 passes over its samples, so in fewer steps; `steps`, RFT with as many optimizer steps; `positives`,
@@ -63,7 +63,8 @@ METHODS = {
     "naive-best": ("naive", "naive, its best rate"),
     "rift": ("rift", "RIFT"),
     "rift-positives": ("rift", "RIFT, 64 right a step"),
-    "rift-token": ("rift", "RIFT, level token"),
+    "rift-token": ("rift", "token, RIFT's rate"),
+    "token-best": ("rift", "token, its best rate"),
     "topr": ("topr", "TOPR"),
 }
 SEARCHED, HOT = ("rft-steps", "naive", "rift", "topr", "rift-token"), ("rft-steps", "rift", "topr")
@@ -78,9 +79,9 @@ def make_cell(base: int, seed: int, method: str, runs: Path, temperature: float 
     if method == "base":
         lr = 0.0
     elif lr is None:
-        searched_as = {"naive-best": "naive"}.get(method, method)
+        searched_as = {"naive-best": "naive", "token-best": "rift-token"}.get(method, method)
         lr = best_rate(searched_as, temperature, read_cells("search", runs))
-    level = "token" if method == "rift-token" else "sequence"
+    level = "token" if "token" in method else "sequence"
     return dict(zip(SETTINGS, (base, seed, method, temperature, lr, wrong, level, on)))
 
 
@@ -100,9 +101,9 @@ def bases_cells(runs: Path) -> list[Cell]:
             for method in ("rft-steps", "rift"):
                 cells.append(make_cell(base, seed, method, runs, lr=3e-4, on="test"))
                 cells.append(make_cell(base, seed, method, runs, lr=3e-4, on="valid"))
-    for method in ("topr", "rft-passes", "rift-positives", "rft-distinct", "naive"):
+    for method in ("topr", "rft-passes", "rift-positives", "rft-distinct", "naive", "rift-token"):
         cells += [make_cell(base, seed, method, runs, lr=3e-4) for seed in SEEDS for base in BASES]
-    for method in ("naive-best", "rift-token"):                 # 3e-4 is too much for these
+    for method in ("naive-best", "token-best"):                 # 3e-4 is too much for these two
         cells += [make_cell(base, seed, method, runs) for seed in SEEDS for base in BASES]
     return cells
 
@@ -315,7 +316,7 @@ FIGURES = (("greedy", "all"), ("mean@8", "all"), ("pass@8", "all"), ("mean@8", "
 LEADS = {"RIFT - RFT, passes": ("rift", "rft-passes"), "RIFT - RFT, steps": ("rift", "rft-steps"),
          "RIFT - RFT, positives": ("rift-positives", "rft-steps"),
          "TOPR - RFT, steps": ("topr", "rft-steps"), "RIFT - TOPR, steps": ("rift", "topr"),
-         "token - RFT, steps": ("rift-token", "rft-steps"),
+         "token best - RFT, steps": ("token-best", "rft-steps"),
          "naive best - RFT, steps": ("naive-best", "rft-steps"),
          "distinct - RFT, steps": ("rft-distinct", "rft-steps")}
 
@@ -369,9 +370,9 @@ def tuned(study: Cell, method: str, temperature: float | None) -> Cell:
 
 
 def print_table(title: str, columns: Any, rows: dict[str, list[str]], width: int = 21) -> None:
-    print(f"\n{title}\n{'':24}" + "".join(f"{column!s:>{width}}" for column in columns))
+    print(f"\n{title}\n{'':30}" + "".join(f"{column!s:>{width}}" for column in columns))
     for name, texts in rows.items():
-        print(f"{name:24}" + "".join(f"{text:>{width}}" for text in texts))
+        print(f"{name:30}" + "".join(f"{text:>{width}}" for text in texts))
 
 
 def report(study: Cell) -> None:
@@ -380,15 +381,17 @@ def report(study: Cell) -> None:
     for t in TEMPERATURES:
         for method in SEARCHED:
             by_rate = searched(method, t, study["search"])
-            rows[f"{METHODS[method][1]}, T {t:g}"] = [f"{by_rate.get(lr, math.nan):.1f}"
-                                                      for lr in RATES]
+            if by_rate:
+                rows[f"{METHODS[method][1]}, T {t:g}"] = [f"{by_rate.get(lr, math.nan):.1f}"
+                                                          for lr in RATES]
     print_table("search: mean@8 on validation problems of bases 0, 1, 2", RATES, rows, 9)
 
     cells, titles = cells_on(study, "test"), [f"{figure} {kind}" for figure, kind in FIGURES]
     print_table("T = 1, percent", titles, {
         name: [show(accuracy(cells, {"method": method}, *figure)) for figure in FIGURES]
-        for method, (_, name) in METHODS.items()})
-    pairs = {name: ({"method": mine}, {"method": other}) for name, (mine, other) in LEADS.items()}
+        for method, (_, name) in METHODS.items() if accuracy(cells, {"method": method})})
+    pairs = {name: ({"method": mine}, {"method": other}) for name, (mine, other) in LEADS.items()
+             if accuracy(cells, {"method": mine})}
     print_table("T = 1, leads, points", titles, {
         name: [show(accuracy(cells, mine, *figure, less=other), "+") for figure in FIGURES]
         for name, (mine, other) in pairs.items()})
