@@ -23,12 +23,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 DATA = Path(__file__).resolve().parent
@@ -83,35 +85,30 @@ def peak_bytes(device: str) -> int:                         # of a CPU: since th
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-def logps_child(which: str, device: str, tokens: int, changes: dict[str, int]) -> None:
-    """Log-probabilities, loss and backward of one layer and the head; prints MB and seconds."""
+def logps_steps(device: str, tokens: int, changes: dict[str, int]) -> dict[str, Callable]:
+    """Log-probabilities, loss, backward of a layer and the head: seconds, and MB held for them."""
     model = qwen("0.5B", device, **changes, num_hidden_layers=1, tie_word_embeddings=False)
     ids = torch.randint(model.config.vocab_size, (tokens,)).tolist()
     batch = rift.collate([rift.Example(Row(), [1] * 16, ids)], torch.device(device))
-    def step() -> float:
+    before = peak_bytes(device) + sum(weight.nbytes for weight in model.parameters())
+    def step(plain: bool) -> tuple[float, float]:
+        model.zero_grad()
         started = time.perf_counter()
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            if which == "ours":
-                logps = rift.response_logps(model, **batch)
-            else:
+            if plain:
                 logits = model(input_ids=batch["input_ids"]).logits[0, :-1].float()
-                logps = -torch.nn.functional.cross_entropy(
-                    logits, batch["input_ids"][0, 1:], reduction="none")[None]
+                logps = -cross_entropy(logits, batch["input_ids"][0, 1:], reduction="none")[None]
+            else:
+                logps = rift.response_logps(model, **batch)
         rift.rift_loss(logps, batch["mask"][:, 1:], torch.ones(1, device=device)).sum().backward()
-        peak_bytes(device)                                              # waits for a GPU
-        return time.perf_counter() - started
-    before = peak_bytes(device) + sum(weight.nbytes for weight in model.parameters())   # gradients
-    step()
-    extra = (peak_bytes(device) - before) / 2 ** 20
-    model.zero_grad()
-    print(json.dumps([extra, statistics.median(step() for _ in range(3))]))
+        extra = (peak_bytes(device) - before) / 2 ** 20                 # waits for a GPU
+        return time.perf_counter() - started, extra
+    return {"ours": partial(step, False), "plain": partial(step, True)}
 
 def logps(device: str = "cpu", tokens: int = 1024, changes: dict[str, int] = {}) -> Iterator[Row]:
-    def measure(which: str) -> tuple:
-        child = json.dumps([which, device, tokens, changes])
-        output = subprocess.check_output([sys.executable, __file__, "--child", child])
-        return tuple(json.loads(output.splitlines()[-1]))
-    extra, seconds = in_turn(lambda: measure("ours"), lambda: measure("plain"))
+    extra = [float(subprocess.check_output([sys.executable, __file__, "--child", json.dumps(
+        [which, device, tokens, changes])])) for which in ("ours", "plain")]    # each its own peak
+    seconds = in_turn(*logps_steps(device, tokens, changes).values())[0]
     name = f"log-probs + loss + backward, V = 151,936, {tokens:,} tokens"
     yield row(name, "peak extra MB, beside plain logits", *extra, "<= 0.25", device)
     yield row(name, "seconds, beside plain logits", *seconds, "<= 1.15", device)
@@ -310,8 +307,11 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=[])
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if not {*args.rows} <= {*ROWS, "memory"}:
+        parser.error(f"the rows are {' '.join(ROWS)}")
     if args.child:
-        return logps_child(*json.loads(args.child))
+        which, *sizes = json.loads(args.child)
+        return print(logps_steps(*sizes)[which]()[1])
     if args.rows == ["memory"]:
         return memory()
     path = DATA / "bench.json"
