@@ -9,7 +9,7 @@ collapses (the naive loss, Theorem 3.2); -r pi lies in [0, |r|] and its gradient
 is the constant -r (Theorem 3.4). Since grad pi = pi grad log pi, RIFT is the naive loss with each
 wrong response weighted by its own probability: what is already unlikely is left alone.
 
-    python rift.py                            every loss on data/, some minutes on a laptop CPU
+    python rift.py                            every loss on data/, three minutes on a laptop CPU
     python rift.py sample --problems FILE     problems.jsonl -> runs/sample/samples.jsonl
     python rift.py score --samples FILE       responses made elsewhere -> runs/score/samples.jsonl
     python rift.py train --samples FILE       samples.jsonl -> runs/train/model, metrics.jsonl

@@ -66,6 +66,7 @@ class Demo(Sampling, Rewards, Training):
     train_limit: int = flag(300, "learn from the first N problems; 0 for all")
     test: str = flag(str(DATA / "test.jsonl"), "JSONL of problems to evaluate on")
     limit: int = flag(0, "evaluate on the first N problems; 0 for all")
+    max_new_tokens: int = flag(64, "longest response; a solution in data/ has 29 tokens at most")
     quick: bool = flag(False, "--train-limit 100 --limit 100 --k 4 --out runs/quick")
     out: str = flag("runs/demo", "folder to write")
     loss: str = field(default="rift", init=False)           # no flags: it trains with each loss,
