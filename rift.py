@@ -154,7 +154,7 @@ LOSSES = {"rift": rift_loss, "naive": naive_loss, "rft": rft_loss, "sft": sft_lo
           "topr": topr_loss}
 
 # ------------------------------------------------- log-probabilities without the full logits
-LOGITS_AT_ONCE = 2 ** 24        # numbers held at a time (64 MB); 16 times as many on a GPU
+LOGITS_AT_ONCE = 2 ** 26        # numbers held at a time (256 MB); 4 times as many on a GPU
 
 @lru_cache(maxsize=1)
 def plain_head(model: Any) -> bool:
@@ -191,7 +191,8 @@ def head_nll(head: torch.nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
 
     hidden, weight = at_least_float32(hidden), at_least_float32(head.weight)
     bias = None if head.bias is None else at_least_float32(head.bias)
-    rows = max(1, LOGITS_AT_ONCE * (16 if hidden.is_cuda else 1) // len(weight))
+    at_once = LOGITS_AT_ONCE * (4 if hidden.is_cuda else 1)
+    rows = max(1, min(len(hidden), at_once // len(weight)))
     with torch.autocast(hidden.device.type, enabled=False):
         if hasattr(F, "linear_cross_entropy"):                                  # torch 2.13
             return F.linear_cross_entropy(
