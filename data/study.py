@@ -318,7 +318,8 @@ LEADS = {"RIFT - RFT, passes": ("rift", "rft-passes"), "RIFT - RFT, steps": ("ri
          "TOPR - RFT, steps": ("topr", "rft-steps"), "RIFT - TOPR, steps": ("rift", "topr"),
          "token best - RFT, steps": ("token-best", "rft-steps"),
          "naive best - RFT, steps": ("naive-best", "rft-steps"),
-         "distinct - RFT, steps": ("rft-distinct", "rft-steps")}
+         "distinct - RFT, steps": ("rft-distinct", "rft-steps"),
+         "RIFT - RFT distinct, steps": ("rift", "rft-distinct")}
 
 
 def gather(runs: Path) -> Cell:
