@@ -9,7 +9,7 @@ collapses (the naive loss, Theorem 3.2); -r pi lies in [0, |r|] and its gradient
 is the constant -r (Theorem 3.4). Since grad pi = pi grad log pi, RIFT is the naive loss with each
 wrong response weighted by its own probability: what is already unlikely is left alone.
 
-    python rift.py                            every loss on data/, three minutes on a laptop CPU
+    python rift.py                            five trainings on data/, some minutes on a laptop CPU
     python rift.py sample --problems FILE     problems.jsonl -> runs/sample/samples.jsonl
     python rift.py score --samples FILE       responses made elsewhere -> runs/score/samples.jsonl
     python rift.py train --samples FILE       samples.jsonl -> runs/train/model, metrics.jsonl
@@ -81,7 +81,7 @@ class Rewards:
 @dataclass
 class Training(Common):
     loss: Literal["rift", "naive", "rft", "sft", "topr"] = flag("rift", "what to minimise")
-    level: Literal["sequence", "mean", "token"] = flag("sequence", "the pi of a response")
+    level: Literal["sequence", "mean", "token"] = flag("sequence", "which pi of a response")
     lr: float = flag(3e-4, "peak learning rate; about 1e-5 for a pretrained model")
     epochs: float = flag(1.5, "passes over the samples")
     steps: int = flag(0, "optimizer steps, in place of epochs")
@@ -224,7 +224,7 @@ def read_jsonl(path: str | Path) -> list[Row]:
         for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):
             where = f"{path}:{number}"
             if line.strip():
-                rows.append(Row({**json.loads(line)}))
+                rows.append(Row({**json.loads(line)}))              # ** refuses what is no object
                 rows[-1].where = where
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
@@ -445,14 +445,14 @@ def sample(model: Any, tokenizer: Any, problems: list[Row], config: Sampling,
         write_whole(path, dump_jsonl(samples))
     for number in tqdm(range(done, len(batches)), "sampling", ncols=79, disable=None, leave=False):
         prompts = [example.prompt for example in batches[number]]
+        owners = [example.row for example in batches[number] for _ in range(config.k)]
         rng = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + number)
         new = []
-        for ids, logp in zip(*generate(model, prompts, stop, vocab, config, rng)):
+        for row, ids, logp in zip(owners, *generate(model, prompts, stop, vocab, config, rng)):
             truncated = ids[-1] not in stop
             text = tokenizer.decode(ids if truncated else ids[:-1])
-            new.append({**batches[number][len(new) // config.k].row, "response": text, "ids": ids,
-                        "logp": logp, "tokens": len(ids), "truncated": truncated,
-                        "boxed": "\\boxed{" in text})
+            new.append({**row, "response": text, "ids": ids, "logp": logp, "tokens": len(ids),
+                        "truncated": truncated, "boxed": "\\boxed{" in text})
         samples += new
         if path:
             with open(path, "a") as file:
@@ -470,7 +470,7 @@ def score(samples: list[Row], right: float = 1.0, wrong: float = -0.2) -> list[R
 def useful(samples: list[Row], loss: str) -> list[Row]:
     """The samples that a loss learns from; UserError if there are none."""
     kept = [row for row in samples
-            if loss == "sft" or row["reward"] > 0 or row["reward"] < 0 and loss != "rft"]
+            if loss == "sft" or row["reward"] > 0 or (row["reward"] < 0 and loss != "rft")]
     if not kept:
         raise UserError(f"nothing to learn from: no reward of {len(samples)} is of use to {loss}")
     return kept
@@ -479,7 +479,7 @@ def draw_batches(n: int, config: Training) -> list[list[int]]:
     """The numbers of the samples of each optimizer step: permutations of all n, cut into batches.
     The last one is smaller where config.epochs passes end within it."""
     size = min(config.batch_size, n)
-    total = config.steps * size or max(1, round(config.epochs * n))
+    total = config.steps * size if config.steps else max(1, round(config.epochs * n))   # samples
     rng, order = random.Random(config.seed), []
     while len(order) < total:
         order += rng.sample(range(n), n)
@@ -514,10 +514,10 @@ def add_gradient(model: Any, examples: list[Example], config: Training) -> Row:
         with torch.autocast(model.device.type, torch.bfloat16, model.device.type == "cuda"):
             logps = response_logps(model, **batch)
         logps.retain_grad()
-        option = config.level
+        last = config.level                     # a loss's last argument: level or, of topr, log mu
         if config.loss == "topr":
-            option = torch.tensor([example.row["logp"] for example in part], device=mask.device)
-        losses = LOSSES[config.loss](logps, mask, rewards, option) / divisor
+            last = torch.tensor([example.row["logp"] for example in part], device=mask.device)
+        losses = LOSSES[config.loss](logps, mask, rewards, last) / divisor
         losses.sum().backward()
         log_pi, pi = log_policy(logps.detach(), mask, config.level)
         gradient = logps.grad.abs().sum(1)                      # of the loss, at its tokens' log pi
@@ -568,7 +568,7 @@ def train(model: Any, tokenizer: Any, samples: list[Row], config: Training,
         metrics = {"step": step + 1, "lr": lr, "grad_norm": norm, **metrics}
         if not finite:
             metrics["stopped"] = f"step {step + 1} is not finite; try a lower --lr"
-        metrics = json.loads(json.dumps(metrics), parse_constant=lambda nan: None)  # strict JSON
+        metrics = json.loads(json.dumps(metrics), parse_constant=lambda nan: None)  # NaN to null
         history.append(metrics)
         if out:
             with open(out / "metrics.jsonl", "a") as file:
@@ -583,8 +583,8 @@ def train(model: Any, tokenizer: Any, samples: list[Row], config: Training,
         if step + 1 == min(10, len(batches)) and config.loss == "rift":
             shares = [row["neg_share"] or 0 for row in history if row["n_neg"]]
             if shares and max(shares) < 1e-6:
-                print("warning: pi of the wrong responses vanishes, so that RIFT is RFT here; see "
-                      "--level\nand --loss topr", file=sys.stderr)
+                print("warning: pi of the wrong responses vanishes, so this is RFT; try --level "
+                      "token\nwith a small --wrong, or --loss topr", file=sys.stderr)
     model.eval()
     return history
 

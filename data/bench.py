@@ -285,7 +285,7 @@ def memory() -> None:
         n, kv, kept = qwen(name, "meta").num_parameters(), D // heads * kv_heads, 34 * D + 8 * I
         linear = layers * (2 * D * (D + kv) + 3 * D * I)
         adapters = 16 * layers * (2 * (D + D) + 2 * (D + kv) + 3 * (D + I))
-        head = 4 * vocabulary * D + 8 * 16 * rift.LOGITS_AT_ONCE        # a copy, two chunks
+        head = 4 * vocabulary * D + 8 * 4 * rift.LOGITS_AT_ONCE         # a copy, two chunks
         cache = 2 * layers * kv * 2 * 1000
         rows = [f"{(0.9 * card * GB - 2 * n) / cache:,.0f}" for card in (24, 80)]
         for kind, state, casts, width in (("full", 16 * n, 2 * linear, 4),

@@ -86,12 +86,15 @@ def parse(argv: list[str]) -> Any:
 
     if command not in COMMANDS:
         raise UserError(f"no command {command!r}; there are {', '.join(COMMANDS)}")
-    parser = HfArgumentParser(COMMANDS[command][0], prog=f"rift.py {command}", allow_abbrev=False)
+    parser = HfArgumentParser(
+        COMMANDS[command][0], prog=f"rift.py {command}", allow_abbrev=False,
+        description=f"Commands: {', '.join(COMMANDS)}; demo if none is given. "
+                    "rift.py COMMAND --help lists the flags of each.")
     parser.error = fail
     for action in parser._actions:                      # help within 80 columns
         if not action.choices:
             action.metavar = "X"
-    if "--quick" in argv:
+    if any(word.split("=")[0] == "--quick" for word in argv):
         parser.set_defaults(**QUICK)
     config = COMMANDS[command][0](**vars(parser.parse_args(argv)))
     for name, value in vars(config).items():
@@ -159,7 +162,10 @@ def write_samples(samples: list[Row], config: Rewards, out: Path) -> None:
     rift.score(samples, config.right, config.wrong)
     rift.write_whole(out / "samples.jsonl", rift.dump_jsonl(samples))
     right = sum(row["reward"] == config.right for row in samples) / len(samples)
-    print(f"wrote {out / 'samples.jsonl'}: {len(samples)} samples, {right:.1%} right")
+    boxed = sum("\\boxed{" in row["response"] for row in samples) / len(samples)
+    cut = sum(bool(row.get("truncated")) for row in samples) / len(samples)
+    print(f"wrote {out / 'samples.jsonl'}: {len(samples)} samples, {right:.1%} right\n"
+          f"({boxed:.1%} with an answer in a box, {cut:.1%} cut off)")
 
 
 def run_train(config: Train, out: Path) -> None:
@@ -168,8 +174,11 @@ def run_train(config: Train, out: Path) -> None:
         if config.loss == "sft":
             row["reward"] = 1.0                         # every sample is to be learned
     if config.loss in ("rift", "naive", "topr") and all(row["reward"] >= 0 for row in samples):
-        print("note: no reward is below 0, so this is RFT; `rift.py score --samples FILE` gives\n"
-              "wrong answers the reward --wrong, -0.2")
+        print("note: no reward is below 0, so this is RFT, each answer weighted by its reward;\n"
+              "`rift.py score --samples FILE` gives wrong answers the reward --wrong, -0.2")
+    if config.loss != "sft" and all(row["reward"] <= 0 for row in samples):
+        print("note: no reward is above 0, so there is nothing right to learn: look at the\n"
+              "responses, --template and --max-new-tokens")
     for row in samples:
         if config.loss == "topr" and type(row.get("logp")) not in (int, float):
             raise UserError(f"{row.where}: topr needs `logp`, which `rift.py sample` writes")
@@ -199,8 +208,8 @@ def run_eval(config: Eval, out: Path) -> None:
 
 
 def run_demo(config: Demo, out: Path) -> None:
-    """One buffer of samples, and every loss from the same start. RFT has fewer samples, so it has
-    two rows: with as many passes over them as RIFT makes, and with as many steps."""
+    """One buffer of samples, and five trainings from the same start. RFT has fewer samples, so it
+    has two rows: with as many passes over them as RIFT makes, and with as many steps."""
     problems = rift.read_problems(config.problems, config.train_limit)
     experts = [{**row, "response": expert_solution(row), "reward": 1.0} for row in problems]
     test = rift.read_problems(config.test, config.limit)

@@ -508,8 +508,12 @@ def main() -> None:
     parser.add_argument("--part", default="0/1", help="I/N: every Nth cell, from the Ith")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of study.json, study.png")
     args = parser.parse_args()
+    for name in set(args.experiments) - set(EXPERIMENTS):
+        parser.error(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
     if args.command == "run":
         run(args.experiments, args.worlds, args.runs, args.part)
+    if args.command == "report" and not (args.runs / "machine.json").exists():
+        parser.error(f"{args.runs}: no finished cells; `run` comes first")
     if args.command == "report":
         study = gather(args.runs)
         study["summary"] = summary(study)
