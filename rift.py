@@ -359,8 +359,9 @@ def load_model(path: str, device: str, dtype: torch.dtype | None = None) -> tupl
     torch.set_float32_matmul_precision("high")                  # TF32 on CUDA, for the head
     return model.eval(), tokenizer
 
+BFLOAT16_ON = {"cuda"}      # devices that sample in bfloat16, and train in it on float32 weights
 def sampling_dtype(device: str) -> torch.dtype:
-    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return torch.bfloat16 if torch.device(device).type in BFLOAT16_ON else torch.float32
 
 def choose(logits: Tensor, temperature: float, top_p: float, rng: torch.Generator) -> Tensor:
     """The next token of each row, (B,), from logits (B, V)."""
@@ -511,7 +512,7 @@ def add_gradient(model: Any, examples: list[Example], config: Training) -> Row:
         batch = collate(part, model.device)
         mask = batch["mask"][:, 1:]                             # of what is predicted: (B, T-1)
         rewards = torch.tensor([float(e.row.get("reward", 1)) for e in part], device=mask.device)
-        with torch.autocast(model.device.type, torch.bfloat16, model.device.type == "cuda"):
+        with torch.autocast(model.device.type, torch.bfloat16, model.device.type in BFLOAT16_ON):
             logps = response_logps(model, **batch)
         logps.retain_grad()
         last = config.level                     # a loss's last argument: level or, of topr, log mu
@@ -607,10 +608,9 @@ def evaluate(model: Any, tokenizer: Any, problems: list[Row], config: Sampling) 
         groups = [drawn[i * k:(i + 1) * k] for i in chosen]     # the samples of each problem
         figures = {"n": len(chosen), "greedy": mean_se([greedy[i]["reward"] for i in chosen]),
                    f"pass@{k}": mean_se([max(row["reward"] for row in rows) for rows in groups])}
-        for name, key in ((f"mean@{k}", "reward"), ("boxed", "boxed"), ("tokens", "tokens"),
-                          ("truncated", "truncated")):
+        for key in ("reward", "boxed", "tokens", "truncated"):
             means = [statistics.fmean(row[key] for row in rows) for rows in groups]
-            figures[name] = mean_se(means)
+            figures[f"mean@{k}" if key == "reward" else key] = mean_se(means)
         results[kind] = figures
     return results
 

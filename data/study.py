@@ -42,7 +42,7 @@ import time
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -50,8 +50,27 @@ import rift                                                      # noqa: E402
 
 Cell = dict[str, Any]
 BASES, SEEDS = range(10), (0, 1)
-PROBLEMS, EVALUATED, STEPS, BATCH = 300, 400, 57, 64
 SETTINGS = ("base", "seed", "method", "temperature", "lr", "wrong", "level", "on")
+
+
+class Size(NamedTuple):
+    problems: int           # of the buffer, 8 samples each
+    test: int               # problems to evaluate on
+    valid: int
+    steps: int
+    batch: int
+    passes: float           # over the buffer in as many steps
+    computed_in: rift.torch.dtype
+    micro_batch: int        # padded tokens
+
+
+TINY = Size(300, 400, 400, 57, 64, 1.5, rift.torch.float32, 16384)
+SMOLLM2 = Size(80, 150, 80, 20, 32, 1.0, rift.torch.bfloat16, 1024)
+
+
+def size_of(cell: Cell) -> Size:
+    return SMOLLM2 if cell["base"] == "smollm2" else TINY
+
 
 # ---------------------------------------------------------------- methods: their loss, their name
 METHODS = {
@@ -65,8 +84,11 @@ METHODS = {
     "rift-positives": ("rift", "RIFT, 64 right a step"),
     "rift-token": ("rift", "token, RIFT's rate"),
     "token-best": ("rift", "token, its best rate"),
+    "rift-mean": ("rift", "RIFT, level mean"),
     "topr": ("topr", "TOPR"),
+    "sft-on": ("sft", "SFT, more passes"),
 }
+LEVELS = {"rift-token": "token", "token-best": "token", "rift-mean": "mean"}
 SEARCHED, HOT = ("rft-steps", "naive", "rift", "topr", "rift-token"), ("rft-steps", "rift", "topr")
 RATES, TEMPERATURES, SEARCH_BASES = (1e-4, 3e-4, 1e-3), (1.0, 1.5, 2.0), (0, 1, 2)
 
@@ -81,7 +103,7 @@ def make_cell(base: int, seed: int, method: str, runs: Path, temperature: float 
     elif lr is None:
         searched_as = {"naive-best": "naive", "token-best": "rift-token"}.get(method, method)
         lr = best_rate(searched_as, temperature, read_cells("search", runs))
-    level = "token" if "token" in method else "sequence"
+    level = LEVELS.get(method, "sequence")
     return dict(zip(SETTINGS, (base, seed, method, temperature, lr, wrong, level, on)))
 
 
@@ -116,7 +138,32 @@ def temperature_cells(runs: Path) -> list[Cell]:
     return [cell for cell in cells if (cell["temperature"], cell["lr"]) != (1.0, 3e-4)]
 
 
-EXPERIMENTS = {"search": search_cells, "bases": bases_cells, "temperature": temperature_cells}
+PRETRAINED = (("rft-steps", -0.2), ("rift", -0.2), ("rift-token", -0.05), ("topr", -0.2),
+              ("naive", -0.2), ("sft-on", -0.2), ("rift-mean", -0.05))
+OTHER_PI = (("rift-token", -0.2), ("rift-mean", -0.2))          # at the rate found for -0.05
+PRETRAINED_RATES, PRETRAINED_SEEDS = (3e-5, 1e-4), (0, 1, 2)
+
+
+def pretrained_search_cells(runs: Path) -> list[Cell]:
+    return [make_cell("smollm2", 100, method, runs, lr=lr, wrong=wrong, on="valid")
+            for method, wrong in PRETRAINED for lr in PRETRAINED_RATES]
+
+
+def pretrained_cells(runs: Path) -> list[Cell]:
+    found, rates = read_cells("pretrained-search", runs), {"base": 0.0}
+    for method, _ in PRETRAINED:
+        scores = {cell["lr"]: score_of(cell) for cell in found if cell["method"] == method}
+        if len(scores) == len(PRETRAINED_RATES):
+            rates[method] = max(scores, key=scores.get)
+    rates["rft-passes"] = rates.get("rft-steps", PRETRAINED_RATES[0])
+    rows = [[("base", -0.2), *PRETRAINED, ("rft-passes", -0.2)], OTHER_PI]
+    return [make_cell("smollm2", seed, method, runs, lr=rates.get(method, PRETRAINED_RATES[0]),
+                      wrong=wrong)
+            for methods in rows for seed in PRETRAINED_SEEDS for method, wrong in methods]
+
+
+EXPERIMENTS = {"search": search_cells, "bases": bases_cells, "temperature": temperature_cells,
+               "pretrained-search": pretrained_search_cells, "pretrained": pretrained_cells}
 
 
 def score_of(cell: Cell, figure: str = "mean@8", kind: str = "all") -> float:
@@ -143,18 +190,24 @@ def best_rate(method: str, temperature: float, found: list[Cell]) -> float:
 
 @lru_cache(maxsize=1)
 def load_base(world: Path) -> tuple[Any, Any, dict[str, Any]]:
-    model, tokenizer = rift.load_model(str(world / "tiny-base"), "cpu", rift.torch.float32)
+    """The model of world-N/tiny-base or smollm2-base, its tokenizer and a copy of its weights."""
+    model, tokenizer = rift.load_model(str(*world.glob("*-base")), "cpu", rift.torch.float32)
     return model, tokenizer, {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def reset_base(world: Path) -> tuple[Any, Any]:
+    model, tokenizer, start = load_base(world)
+    model.float().load_state_dict(start)
+    return model, tokenizer
 
 
 def read_buffer(cell: Cell, world: Path, folder: Path) -> list[rift.Row]:
     """The samples of the cell's base model, seed and temperature, which all methods share."""
     path = folder / f"{world.name}-seed-{cell['seed']}-T-{cell['temperature']:g}.jsonl"
     if not path.exists():
-        model, tokenizer, start = load_base(world)
-        model.load_state_dict(start)
-        problems = rift.read_problems(world / "train.jsonl", PROBLEMS)
-        drawn = rift.sample(model, tokenizer, problems, rift.Sampling(
+        model, tokenizer = reset_base(world)
+        problems = rift.read_problems(world / "train.jsonl", size_of(cell).problems)
+        drawn = rift.sample(model.to(size_of(cell).computed_in), tokenizer, problems, rift.Sampling(
             seed=cell["seed"], temperature=cell["temperature"]))
         folder.mkdir(parents=True, exist_ok=True)
         own = path.with_name(f"{path.name}.{os.getpid()}")      # two processes may be at it
@@ -167,7 +220,7 @@ def count_right(samples: list[rift.Row]) -> Cell:
     """How many samples are right, of each kind, and how many different ones."""
     right = [row for row in samples if row["reward"] > 0]
     counts = {"all": len(right), "distinct": len(distinct(right))}
-    for kind in sorted({row["kind"] for row in samples}):
+    for kind in sorted({row["kind"] for row in samples if "kind" in row}):
         counts[kind] = sum(row["kind"] == kind for row in right)
     return counts
 
@@ -180,19 +233,22 @@ def distinct(samples: list[rift.Row]) -> list[rift.Row]:
 def train_base(training: tuple, worlds: Path, runs: Path) -> tuple[Any, Any, Cell]:
     """The base model after a cell's training (its key without `on`), and what that was like."""
     cell = dict(zip(SETTINGS, training))
-    world = worlds / f"world-{cell['base']}"
+    size, world = size_of(cell), worlds / f"world-{cell['base']}"
     samples = read_buffer(cell, world, runs / "buffers")
     right, method, history = count_right(samples), cell["method"], []
-    model, tokenizer, start = load_base(world)
-    model.load_state_dict(start)
+    model, tokenizer = reset_base(world)
     config = rift.Training(loss=METHODS[method][0], level=cell["level"], lr=cell["lr"],
-                           seed=cell["seed"], steps=STEPS, batch_size=BATCH)
+                           seed=cell["seed"], steps=size.steps, batch_size=size.batch,
+                           tokens_per_batch=size.micro_batch)
     if method == "rft-passes":
-        config.steps, config.epochs = 0, 1.5
+        config.steps, config.epochs = 0, size.passes
     if method == "rft-distinct":
         samples = distinct(samples)
     if method == "rift-positives":
-        config.batch_size = round(BATCH * len(samples) / right["all"])
+        config.batch_size = round(size.batch * len(samples) / right["all"])
+    if method == "sft-on":
+        samples = rift.read_samples(world / "experts.jsonl", "reward")
+    rift.BFLOAT16_ON = {"cuda", "cpu"} if size.computed_in is rift.torch.bfloat16 else {"cuda"}
     if method != "base":
         history = rift.train(model, tokenizer, samples, config)
     curves = {name: [history[0][name], history[-1][name]] for name in
@@ -203,11 +259,12 @@ def train_base(training: tuple, worlds: Path, runs: Path) -> tuple[Any, Any, Cel
 
 def fill(cell: Cell, worlds: Path, runs: Path) -> Cell:
     """The cell with its results; `right` counts the right samples of its buffer."""
-    started = time.process_time()
+    started, size = time.process_time(), size_of(cell)
     model, tokenizer, facts = train_base(key(cell)[:-1], worlds, runs)
     problems = rift.read_problems(worlds / f"world-{cell['base']}" / f"{cell['on']}.jsonl",
-                                  EVALUATED)
-    results = rift.evaluate(model, tokenizer, problems, rift.Sampling(seed=cell["seed"]))
+                                  size.valid if cell["on"] == "valid" else size.test)
+    results = rift.evaluate(model.to(size.computed_in), tokenizer, problems,
+                            rift.Sampling(seed=cell["seed"]))
     minutes = (time.process_time() - started) / 60              # of one core
     return {**cell, **facts, "minutes": minutes, "results": results}
 
@@ -254,7 +311,7 @@ def run(names: list[str], worlds: Path, runs: Path, part: str) -> None:
 
 
 def is_made(world: Path) -> bool:
-    return (world / "tiny-base/how_it_was_made.json").exists()
+    return any(world.glob("*-base/how_it_was_made.json"))
 
 
 def machine() -> Cell:
@@ -294,19 +351,21 @@ def show(by_base: dict[int, float], sign: str = "") -> str:
 
 
 def accuracy(cells: list[Cell], want: Cell, figure: str = "mean@8", kind: str = "all",
-             less: Cell | None = None) -> dict[int, float]:
+             less: Cell | None = None, by: str = "base") -> dict[Any, float]:
     """By base model, the mean over seeds of the cells with the settings `want`; where `less` is
     given, of their difference from the cells with those, as far as both are there."""
-    def pick(want: Cell) -> dict[tuple[int, int], float]:
+    def pick(want: Cell) -> dict[tuple[Any, int], float]:
         return {(cell["base"], cell["seed"]): score_of(cell, figure, kind) for cell in cells
                 if want.items() <= cell.items()}
 
-    values = pick(want)
-    if less:
-        others = pick(less)
-        values = {pair: values[pair] - others[pair] for pair in values if pair in others}
-    return {base: statistics.fmean(value for (b, _), value in values.items() if b == base)
-            for base in sorted({base for base, _ in values})}
+    values, others = pick(want), pick(less) if less else {}
+    groups: dict[Any, list[float]] = {}
+    for (base, seed), value in sorted(values.items()):
+        if less and (base, seed) not in others:
+            continue
+        group = groups.setdefault(base if by == "base" else seed, [])
+        group.append(value - others.get((base, seed), 0))
+    return {group: statistics.fmean(values) for group, values in groups.items()}
 
 
 # -------------------------------------------------------------------------------------- report
@@ -353,8 +412,31 @@ def summary(study: Cell) -> Cell:
                 found[f"{method}, {at}, {figure}"] = interval(accuracy(cells, best, figure))
                 found[f"{method} - RFT, {at}, {figure}"] = interval(
                     accuracy(cells, best, figure, less=rft))
+    for name, want in pretrained_rows(study).items():
+        for figure in ("greedy", "mean@8", "pass@8", "boxed"):
+            own, lead = pretrained_row(study, want, figure)
+            found[f"SmolLM2, {name}, {figure}"] = interval(own)
+            found[f"SmolLM2, {name} - RFT, {figure}"] = interval(lead)
     return {name: [round(number, 1) for number in pair] for name, pair in found.items()
             if not math.isnan(pair[0])}
+
+
+def pretrained_rows(study: Cell) -> dict[str, Cell]:
+    """The settings of each row of the table of the pretrained model, by its name."""
+    rows = {}
+    for cell in study["pretrained"]:
+        name = METHODS[cell["method"]][1]
+        if METHODS[cell["method"]][0] == "rift":
+            name = f"RIFT, {cell['level']}, r = {cell['wrong']:g}"
+        rows[name] = {setting: cell[setting] for setting in ("method", "wrong")}
+    return rows
+
+
+def pretrained_row(study: Cell, want: Cell, figure: str) -> tuple[Cell, Cell]:
+    """A figure of it, and its lead over RFT with as many steps; both by seed."""
+    cells, rft = study["pretrained"], {"method": "rft-steps"}
+    return (accuracy(cells, want, figure, by="seed"),
+            accuracy(cells, want, figure, less=rft, by="seed"))
 
 
 def cells_on(study: Cell, problems: str, names: tuple[str, ...] = ("bases",)) -> list[Cell]:
@@ -423,6 +505,28 @@ def report(study: Cell) -> None:
           + ", ".join(f"base {base} {found[base]:+.1f}" for base in order))
     if len(order) == len(BASES):
         print(f"the base model that ships: {order[(len(order) - 1) // 2]}")
+    report_pretrained(study)
+
+
+def report_pretrained(study: Cell) -> None:
+    """Means over seeds; of the first step the share of the gradient that wrong responses have."""
+    figures, rows, leads = ("greedy", "mean@8", "pass@8", "boxed"), {}, {}
+    for name, want in pretrained_rows(study).items():
+        cells = [cell for cell in study["pretrained"] if want.items() <= cell.items()]
+        tokens = statistics.fmean(score_of(cell, "tokens") / 100 for cell in cells)
+        curves = [cell["curves"] for cell in cells if cell["curves"]]
+        shares = [curve["neg_share"][0] or 0 for curve in curves] or [math.nan]
+        found = [pretrained_row(study, want, figure) for figure in figures]
+        rows[name] = [show(own) for own, _ in found]
+        rows[name] += [f"{tokens:.0f}", f"{cells[0]['lr']:g}", f"{statistics.fmean(shares):.1e}"]
+        leads[name] = [show(lead, "+") for _, lead in found]
+    print_table("SmolLM2-135M on SVAMP, percent", [*figures, "tokens", "rate", "wrong's share"],
+                rows, 17)
+    print_table("SmolLM2-135M on SVAMP, leads over RFT, same steps, points", figures, leads, 17)
+    logps = [cell["curves"]["logp_neg"][0] for cell in study["pretrained"]
+             if (cell["method"], cell["wrong"]) == ("rift", -0.2)]
+    if logps:
+        print(f"log pi of a wrong response at the start: {statistics.fmean(logps):.1f}")
 
 
 # -------------------------------------------------------------------------------------- figure
