@@ -585,12 +585,12 @@ def test_default_job_goes_on_after_a_kill(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     argv = "--train-limit 16 --limit 6 --k 2 --batch-size 4 --wrong -0.25 --out".split()
     dtypes = set()
-    for name in ("generate", "add_gradient"):
-        def spy(model, *args, true=getattr(rift, name)):
-            dtypes.add((true.__name__, model.dtype))
-            return true(model, *args)
+    for name in ("generate", "add_gradient", "response_logps"):
+        def spy(model, *args, true=getattr(rift, name), **batch):
+            dtypes.add((true.__name__, model.dtype, torch.is_autocast_enabled("cpu")))
+            return true(model, *args, **batch)
         monkeypatch.setattr(rift, name, spy)
-    monkeypatch.setattr(rift, "sampling_dtype", lambda device: torch.bfloat16)  # as on CUDA
+    monkeypatch.setattr(rift, "BFLOAT16_ON", {"cpu"})            # as on CUDA
     status, text, _ = command(capsys, *argv, tmp_path / "whole")
     rows = json.loads((tmp_path / "whole" / "results.json").read_text())["rows"]
     drawn = strict_jsonl(tmp_path / "whole" / "samples.jsonl")
@@ -604,7 +604,8 @@ def test_default_job_goes_on_after_a_kill(tmp_path, capsys, monkeypatch):
     assert sft["n_pos"] == 4 and passes["n_neg"] == 0 and passes["logp_pos"] == steps["logp_pos"]
     assert naive["pi_neg"] == rift_["pi_neg"] and naive["loss"] != rift_["loss"]
     assert commands.table(rows, 2) in text
-    assert dtypes == {("generate", torch.bfloat16), ("add_gradient", torch.float32)}
+    assert dtypes == {("generate", torch.bfloat16, False), ("add_gradient", torch.float32, False),
+                      ("response_logps", torch.float32, True)}
     assert (tmp_path / "whole" / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     path = write(tmp_path / "x.json", {"settings": {"k": 2, "wrong": -0.2}, "rows": [
         row | {"history": 2 * [{"logp_neg": None}]} for row in rows]})
@@ -630,7 +631,7 @@ def test_sample_train_eval_score_hand_over_by_files(tmp_path, capsys, monkeypatc
     half = ["--model", tmp_path / "half"]
     status, text, _ = command(capsys, "sample", "--problems", DATA / "valid.jsonl", "--limit", 6,
                               "--k", 2, *half, "--out", tmp_path / "s")
-    monkeypatch.setattr(rift, "sampling_dtype", lambda device: torch.bfloat16)      # as on CUDA
+    monkeypatch.setattr(rift, "BFLOAT16_ON", {"cpu"})            # as on CUDA
     samples, trained = tmp_path / "s" / "samples.jsonl", tmp_path / "t" / "model"
     assert status == 0 and f"wrote {samples}: 12 samples" in text and "peak memory " in text
     argv = ["train", "--samples", samples, "--loss", "naive", "--out", tmp_path / "t",

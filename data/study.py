@@ -60,12 +60,13 @@ class Size(NamedTuple):
     steps: int
     batch: int
     passes: float           # over the buffer in as many steps
-    computed_in: rift.torch.dtype
+    longest: int            # response, in tokens
     micro_batch: int        # padded tokens
+    computed_in: rift.torch.dtype
 
 
-TINY = Size(300, 400, 400, 57, 64, 1.5, rift.torch.float32, 16384)
-SMOLLM2 = Size(80, 150, 80, 20, 32, 1.0, rift.torch.bfloat16, 1024)
+TINY = Size(300, 400, 400, 57, 64, 1.5, 256, 16384, rift.torch.float32)
+SMOLLM2 = Size(100, 200, 80, 25, 32, 1.0, 48, 1024, rift.torch.bfloat16)
 
 
 def size_of(cell: Cell) -> Size:
@@ -208,7 +209,8 @@ def read_buffer(cell: Cell, world: Path, folder: Path) -> list[rift.Row]:
         model, tokenizer = reset_base(world)
         problems = rift.read_problems(world / "train.jsonl", size_of(cell).problems)
         drawn = rift.sample(model.to(size_of(cell).computed_in), tokenizer, problems, rift.Sampling(
-            seed=cell["seed"], temperature=cell["temperature"]))
+            seed=cell["seed"], temperature=cell["temperature"],
+            max_new_tokens=size_of(cell).longest))
         folder.mkdir(parents=True, exist_ok=True)
         own = path.with_name(f"{path.name}.{os.getpid()}")      # two processes may be at it
         rift.write_whole(own, rift.dump_jsonl(drawn))
@@ -264,7 +266,7 @@ def fill(cell: Cell, worlds: Path, runs: Path) -> Cell:
     problems = rift.read_problems(worlds / f"world-{cell['base']}" / f"{cell['on']}.jsonl",
                                   size.valid if cell["on"] == "valid" else size.test)
     results = rift.evaluate(model.to(size.computed_in), tokenizer, problems,
-                            rift.Sampling(seed=cell["seed"]))
+                            rift.Sampling(seed=cell["seed"], max_new_tokens=size.longest))
     minutes = (time.process_time() - started) / 60              # of one core
     return {**cell, **facts, "minutes": minutes, "results": results}
 
