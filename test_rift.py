@@ -1208,7 +1208,7 @@ def test_readme_scale_out_example_has_the_same_steps_with_two_processes_as_with_
         write(tmp_path / "scale.py", text)
         run = [sys.executable, *f"-m torch.distributed.run --standalone --nproc_per_node={processes} "
                "scale.py".split(), samples]
-        for _ in range(4):                      # torch's gloo sometimes aborts a process as it ends
+        for _ in range(4):                              # gloo sometimes aborts as it ends
             done = subprocess.run(run, cwd=tmp_path, text=True, capture_output=True, env=os.environ
                                   | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"})
             if done.returncode == 0:
