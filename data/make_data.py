@@ -3,6 +3,7 @@
     python data/make_data.py                              (about 5 minutes on 3 cores)
     python data/make_data.py --held 0.5 --out runs/half   half the students hold misconceptions
     python data/make_data.py --chain 4 --out runs/chain   only sums, of 1 to 4 steps
+    python data/make_data.py --words 16 --out runs/words  long: each solution has 33 nats of wording
 
 The base model learns from worked solutions by students who err, as a real base model learns from
 the web. A third of the problems are one- and two-step sums and differences in which a student
@@ -27,6 +28,7 @@ sys.path.insert(0, str(HERE.parent))
 import rift                                                      # noqa: E402
 
 PROBLEMS = {"train": 3000, "valid": 500, "test": 2000}
+LETTERS = "abcdefgh"                # --words puts some, drawn by chance, before each solution
 Terms = list[tuple[str, int]]       # 82+3*4 is 82 and [("+", 3), ("*", 4)]
 
 
@@ -118,14 +120,15 @@ def make_corpus(rng: random.Random, args: argparse.Namespace, held_out: set[str]
         problem = statement(first, terms)
         if problem not in held_out:
             response, _ = solve(first, terms, args.slip, args.held, rng)
+            response = "".join(rng.choices(LETTERS, k=args.words)) + response
             corpus.append({"problem": problem, "response": response, "reward": 1.0})
     return corpus
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(letters: str = "") -> PreTrainedTokenizerFast:
     r"""One token a character, one for \boxed{; the end-of-sequence token also pads. A character
     that it does not know is read as "?"."""
-    tokens = ["<eos>", "\\boxed{", *"0123456789+-*=?;} \n"]
+    tokens = ["<eos>", "\\boxed{", *"0123456789+-*=?;} \n", *letters]
     core = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="?"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\boxed\{|[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
@@ -147,6 +150,7 @@ def main() -> None:
     parser.add_argument("--slip", type=float, default=0.35, help="chance to forget a carry")
     parser.add_argument("--held", type=float, default=0.99, help="share with a misconception")
     parser.add_argument("--chain", type=int, default=0, help="only sums, of 1 to this many steps")
+    parser.add_argument("--words", type=int, default=0, help="chance letters before a solution")
     parser.add_argument("--out", type=Path, default=HERE, help="folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=3500, help="of 64 solutions each")
@@ -156,7 +160,7 @@ def main() -> None:
     rng = random.Random(args.seed)
     held_out = make_problems(rng, args.chain, args.out)
     corpus = make_corpus(rng, args, held_out)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(LETTERS if args.words else "")
     rift.torch.manual_seed(args.seed)
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=4,

@@ -39,7 +39,8 @@ import platform
 import statistics
 import sys
 import time
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,32 +140,52 @@ def temperature_cells(runs: Path) -> list[Cell]:
     return [cell for cell in cells if (cell["temperature"], cell["lr"]) != (1.0, 3e-4)]
 
 
-PRETRAINED = (("rft-steps", -0.2), ("rift", -0.2), ("rift-token", -0.05), ("topr", -0.2),
-              ("naive", -0.2), ("sft-on", -0.2), ("rift-mean", -0.05))
-OTHER_PI = (("rift-token", -0.2), ("rift-mean", -0.2))          # at the rate found for -0.05
-PRETRAINED_RATES, PRETRAINED_SEEDS = (3e-5, 1e-4), (0, 1, 2)
+# ------------------------------------------- two smaller worlds, with a search of their own
+
+class World(NamedTuple):
+    bases: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rates: tuple[float, ...]
+    searched: tuple[tuple[str, float], ...]                     # methods with their reward `wrong`
+    others: tuple[tuple[str, float, str], ...]                  # and whose rate they take
 
 
-def pretrained_search_cells(runs: Path) -> list[Cell]:
-    return [make_cell("smollm2", 100, method, runs, lr=lr, wrong=wrong, on="valid")
-            for method, wrong in PRETRAINED for lr in PRETRAINED_RATES]
+WORLDS = {
+    "long": World(                                              # log pi of a response below -33
+        ("words-0", "words-1"), (0, 1), (1e-4, 3e-4),
+        (("rft-steps", -0.2), ("rift", -0.2), ("rift-token", -0.05), ("rift-token", -0.2),
+         ("rift-mean", -0.05), ("rift-mean", -0.2), ("topr", -0.2)), ()),
+    "pretrained": World(
+        ("smollm2",), (0, 1, 2), (3e-5, 1e-4),
+        (("rft-steps", -0.2), ("rift", -0.2), ("rift-token", -0.05), ("topr", -0.2),
+         ("naive", -0.2), ("sft-on", -0.2), ("rift-mean", -0.05)),
+        (("rft-passes", -0.2, "rft-steps"),))}
 
 
-def pretrained_cells(runs: Path) -> list[Cell]:
-    found, rates = read_cells("pretrained-search", runs), {"base": 0.0}
-    for method, _ in PRETRAINED:
-        scores = {cell["lr"]: score_of(cell) for cell in found if cell["method"] == method}
-        if len(scores) == len(PRETRAINED_RATES):
-            rates[method] = max(scores, key=scores.get)
-    rates["rft-passes"] = rates.get("rft-steps", PRETRAINED_RATES[0])
-    rows = [[("base", -0.2), *PRETRAINED, ("rft-passes", -0.2)], OTHER_PI]
-    return [make_cell("smollm2", seed, method, runs, lr=rates.get(method, PRETRAINED_RATES[0]),
-                      wrong=wrong)
-            for methods in rows for seed in PRETRAINED_SEEDS for method, wrong in methods]
+def world_search_cells(name: str, runs: Path) -> list[Cell]:
+    world = WORLDS[name]
+    return [make_cell(base, 100, method, runs, lr=lr, wrong=wrong, on="valid")
+            for method, wrong in world.searched for lr in world.rates for base in world.bases]
 
 
-EXPERIMENTS = {"search": search_cells, "bases": bases_cells, "temperature": temperature_cells,
-               "pretrained-search": pretrained_search_cells, "pretrained": pretrained_cells}
+def world_cells(name: str, runs: Path) -> list[Cell]:
+    """Each method at the rate that its search found best."""
+    world, found = WORLDS[name], read_cells(f"{name}-search", runs)
+    plan = [("base", -0.2, 0.0)]
+    for method, wrong, searched_as in (*((m, w, m) for m, w in world.searched), *world.others):
+        scores = {lr: [score_of(cell) for cell in found if (
+            cell["method"], cell["wrong"], cell["lr"]) == (searched_as, wrong, lr)]
+            for lr in world.rates}
+        plan.append((method, wrong, max(world.rates, key=lambda lr: sum(scores[lr]))))
+    return [make_cell(base, seed, method, runs, lr=lr, wrong=wrong)
+            for seed in world.seeds for base in world.bases for method, wrong, lr in plan]
+
+
+EXPERIMENTS: dict[str, Callable[[Path], list[Cell]]] = {
+    "search": search_cells, "bases": bases_cells, "temperature": temperature_cells}
+for _name in WORLDS:
+    EXPERIMENTS[f"{_name}-search"] = partial(world_search_cells, _name)
+    EXPERIMENTS[_name] = partial(world_cells, _name)
 
 
 def score_of(cell: Cell, figure: str = "mean@8", kind: str = "all") -> float:
@@ -353,9 +374,9 @@ def show(by_base: dict[int, float], sign: str = "") -> str:
 
 
 def accuracy(cells: list[Cell], want: Cell, figure: str = "mean@8", kind: str = "all",
-             less: Cell | None = None, by: str = "base") -> dict[Any, float]:
-    """By base model, the mean over seeds of the cells with the settings `want`; where `less` is
-    given, of their difference from the cells with those, as far as both are there."""
+             less: Cell | None = None, by_seed: bool = False) -> dict[Any, float]:
+    """By base model (and seed, or else the mean over seeds), of the cells with the settings `want`;
+    where `less` is given, of their difference from the cells with those, if both are there."""
     def pick(want: Cell) -> dict[tuple[Any, int], float]:
         return {(cell["base"], cell["seed"]): score_of(cell, figure, kind) for cell in cells
                 if want.items() <= cell.items()}
@@ -365,7 +386,7 @@ def accuracy(cells: list[Cell], want: Cell, figure: str = "mean@8", kind: str = 
     for (base, seed), value in sorted(values.items()):
         if less and (base, seed) not in others:
             continue
-        group = groups.setdefault(base if by == "base" else seed, [])
+        group = groups.setdefault((base, seed) if by_seed else base, [])
         group.append(value - others.get((base, seed), 0))
     return {group: statistics.fmean(values) for group, values in groups.items()}
 
@@ -374,6 +395,7 @@ def accuracy(cells: list[Cell], want: Cell, figure: str = "mean@8", kind: str = 
 
 FIGURES = (("greedy", "all"), ("mean@8", "all"), ("pass@8", "all"), ("mean@8", "misconception"),
            ("mean@8", "slips"))
+WORLD_FIGURES = ("greedy", "mean@8", "pass@8", "boxed")
 LEADS = {"RIFT - RFT, passes": ("rift", "rft-passes"), "RIFT - RFT, steps": ("rift", "rft-steps"),
          "RIFT - RFT, positives": ("rift-positives", "rft-steps"),
          "TOPR - RFT, steps": ("topr", "rft-steps"), "RIFT - TOPR, steps": ("rift", "topr"),
@@ -414,31 +436,31 @@ def summary(study: Cell) -> Cell:
                 found[f"{method}, {at}, {figure}"] = interval(accuracy(cells, best, figure))
                 found[f"{method} - RFT, {at}, {figure}"] = interval(
                     accuracy(cells, best, figure, less=rft))
-    for name, want in pretrained_rows(study).items():
-        for figure in ("greedy", "mean@8", "pass@8", "boxed"):
-            own, lead = pretrained_row(study, want, figure)
-            found[f"SmolLM2, {name}, {figure}"] = interval(own)
-            found[f"SmolLM2, {name} - RFT, {figure}"] = interval(lead)
+    for world in WORLDS:
+        for name, want in world_rows(study[world]).items():
+            for figure in WORLD_FIGURES:
+                own, lead = world_row(study[world], want, figure)
+                found[f"{world}: {name}, {figure}"] = interval(own)
+                found[f"{world}: {name} - RFT, {figure}"] = interval(lead)
     return {name: [round(number, 1) for number in pair] for name, pair in found.items()
             if not math.isnan(pair[0])}
 
 
-def pretrained_rows(study: Cell) -> dict[str, Cell]:
-    """The settings of each row of the table of the pretrained model, by its name."""
+def world_rows(cells: list[Cell]) -> dict[str, Cell]:
+    """The settings of each row of a smaller world's table, by its name."""
     rows = {}
-    for cell in study["pretrained"]:
-        name = METHODS[cell["method"]][1]
-        if METHODS[cell["method"]][0] == "rift":
+    for cell in cells:
+        loss, name = METHODS[cell["method"]]
+        if loss == "rift":
             name = f"RIFT, {cell['level']}, r = {cell['wrong']:g}"
         rows[name] = {setting: cell[setting] for setting in ("method", "wrong")}
     return rows
 
 
-def pretrained_row(study: Cell, want: Cell, figure: str) -> tuple[Cell, Cell]:
-    """A figure of it, and its lead over RFT with as many steps; both by seed."""
-    cells, rft = study["pretrained"], {"method": "rft-steps"}
-    return (accuracy(cells, want, figure, by="seed"),
-            accuracy(cells, want, figure, less=rft, by="seed"))
+def world_row(cells: list[Cell], want: Cell, figure: str) -> tuple[dict, dict]:
+    """A figure of it, and its lead over RFT with as many steps; by base model and seed."""
+    return (accuracy(cells, want, figure, by_seed=True),
+            accuracy(cells, want, figure, less={"method": "rft-steps"}, by_seed=True))
 
 
 def cells_on(study: Cell, problems: str, names: tuple[str, ...] = ("bases",)) -> list[Cell]:
@@ -507,25 +529,25 @@ def report(study: Cell) -> None:
           + ", ".join(f"base {base} {found[base]:+.1f}" for base in order))
     if len(order) == len(BASES):
         print(f"the base model that ships: {order[(len(order) - 1) // 2]}")
-    report_pretrained(study)
+    for world in WORLDS:
+        report_world(world, study[world])
 
 
-def report_pretrained(study: Cell) -> None:
-    """Means over seeds; of the first step the share of the gradient that wrong responses have."""
-    figures, rows, leads = ("greedy", "mean@8", "pass@8", "boxed"), {}, {}
-    for name, want in pretrained_rows(study).items():
-        cells = [cell for cell in study["pretrained"] if want.items() <= cell.items()]
-        tokens = statistics.fmean(score_of(cell, "tokens") / 100 for cell in cells)
-        curves = [cell["curves"] for cell in cells if cell["curves"]]
-        shares = [curve["neg_share"][0] or 0 for curve in curves] or [math.nan]
-        found = [pretrained_row(study, want, figure) for figure in figures]
-        rows[name] = [show(own) for own, _ in found]
-        rows[name] += [f"{tokens:.0f}", f"{cells[0]['lr']:g}", f"{statistics.fmean(shares):.1e}"]
+def report_world(world: str, cells: list[Cell]) -> None:
+    """Means over base models and seeds; `wrong's share` of |gradient| is the first step's."""
+    rows, leads = {}, {}
+    for name, want in world_rows(cells).items():
+        chosen = [cell for cell in cells if want.items() <= cell.items()]
+        tokens = statistics.fmean(score_of(cell, "tokens") / 100 for cell in chosen)
+        curves = [cell["curves"] for cell in chosen if cell["curves"]]
+        share = statistics.fmean([curve["neg_share"][0] or 0 for curve in curves] or [math.nan])
+        found = [world_row(cells, want, figure) for figure in WORLD_FIGURES]
+        rows[name] = [*(show(own) for own, _ in found), f"{tokens:.0f}", f"{chosen[0]['lr']:g}",
+                      f"{share:.1e}"]
         leads[name] = [show(lead, "+") for _, lead in found]
-    print_table("SmolLM2-135M on SVAMP, percent", [*figures, "tokens", "rate", "wrong's share"],
-                rows, 17)
-    print_table("SmolLM2-135M on SVAMP, leads over RFT, same steps, points", figures, leads, 17)
-    logps = [cell["curves"]["logp_neg"][0] for cell in study["pretrained"]
+    print_table(f"{world}: percent", [*WORLD_FIGURES, "tokens", "rate", "wrong's share"], rows, 17)
+    print_table(f"{world}: leads over RFT, same steps, points", WORLD_FIGURES, leads, 17)
+    logps = [cell["curves"]["logp_neg"][0] for cell in cells
              if (cell["method"], cell["wrong"]) == ("rift", -0.2)]
     if logps:
         print(f"log pi of a wrong response at the start: {statistics.fmean(logps):.1f}")
