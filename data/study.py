@@ -67,7 +67,7 @@ class Size(NamedTuple):
 
 
 TINY = Size(300, 400, 400, 57, 64, 1.5, 256, 16384, rift.torch.float32)
-SMOLLM2 = Size(100, 200, 80, 25, 32, 1.0, 48, 1024, rift.torch.bfloat16)
+SMOLLM2 = Size(100, 150, 80, 25, 32, 1.0, 48, 1024, rift.torch.bfloat16)
 
 
 def size_of(cell: Cell) -> Size:
@@ -146,37 +146,36 @@ class World(NamedTuple):
     bases: tuple[str, ...]
     seeds: tuple[int, ...]
     rates: tuple[float, ...]
-    searched: tuple[tuple[str, float], ...]                     # methods with their reward `wrong`
-    others: tuple[tuple[str, float, str], ...]                  # and whose rate they take
+    methods: tuple[tuple[str, float], ...]                      # and the reward `wrong`
 
 
 WORLDS = {
     "long": World(                                              # log pi of a response below -33
         ("words-0", "words-1"), (0, 1), (1e-4, 3e-4),
         (("rft-steps", -0.2), ("rift", -0.2), ("rift-token", -0.05), ("rift-token", -0.2),
-         ("rift-mean", -0.05), ("rift-mean", -0.2), ("topr", -0.2)), ()),
+         ("rift-mean", -0.05), ("rift-mean", -0.2), ("topr", -0.2))),
     "pretrained": World(
         ("smollm2",), (0, 1, 2), (3e-5, 1e-4),
         (("rft-steps", -0.2), ("rift", -0.2), ("rift-token", -0.05), ("topr", -0.2),
-         ("naive", -0.2), ("sft-on", -0.2), ("rift-mean", -0.05)),
-        (("rft-passes", -0.2, "rft-steps"),))}
+         ("naive", -0.2), ("sft-on", -0.2)))}
 
 
 def world_search_cells(name: str, runs: Path) -> list[Cell]:
     world = WORLDS[name]
     return [make_cell(base, 100, method, runs, lr=lr, wrong=wrong, on="valid")
-            for method, wrong in world.searched for lr in world.rates for base in world.bases]
+            for method, wrong in world.methods for lr in world.rates for base in world.bases]
 
 
 def world_cells(name: str, runs: Path) -> list[Cell]:
     """Each method at the rate that its search found best."""
     world, found = WORLDS[name], read_cells(f"{name}-search", runs)
     plan = [("base", -0.2, 0.0)]
-    for method, wrong, searched_as in (*((m, w, m) for m, w in world.searched), *world.others):
-        scores = {lr: [score_of(cell) for cell in found if (
-            cell["method"], cell["wrong"], cell["lr"]) == (searched_as, wrong, lr)]
-            for lr in world.rates}
-        plan.append((method, wrong, max(world.rates, key=lambda lr: sum(scores[lr]))))
+    for method, wrong in world.methods:
+        scores = dict.fromkeys(world.rates, 0.0)
+        for cell in found:
+            if (cell["method"], cell["wrong"]) == (method, wrong):
+                scores[cell["lr"]] += score_of(cell)
+        plan.append((method, wrong, max(scores, key=scores.get)))
     return [make_cell(base, seed, method, runs, lr=lr, wrong=wrong)
             for seed in world.seeds for base in world.bases for method, wrong, lr in plan]
 
