@@ -54,25 +54,25 @@ _FUNCTIONS = {*"""sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln
 _GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma
     tau upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega""".split()
 _SPELLINGS = {alias: name for name, aliases in {
+    **{"\\" + name: name for name in _FUNCTIONS},
     "*": r"\cdot \times \ast × ⋅ · ∗", "/": r"\div ÷ per", "-": "− – — minus negative", "+": "plus",
     "^": "**", "^2": "squared", "^3": "cubed", "'": r"\prime ′", "(": r"\langle", ")": r"\rangle",
     "<": r"\lt", "<=": r"\le \leq \leqslant ≤", ">": r"\gt", ">=": r"\ge \geq \geqslant ≥",
     "!=": r"\ne \neq ≠", "\\degree": "°", "\\pi": "pi", "\\sqrt": "sqrt √",
-    "\\log": r"\lg", "=": r"\approx ≈", "\\in": "∈", "\\cup": "∪", "\\pm": "±",
+    "\\log": r"log \lg", "=": r"\approx ≈", "\\in": "∈", "\\cup": "∪", "\\pm": "±",
     "\\emptyset": r"\varnothing ∅", "\\infty": r"infinity infty inf ∞", "\\phi": r"\varphi",
     "\\epsilon": r"\varepsilon", "and": "and", "or": "or", "*12": "dozen", "*100": "hundred",
     "*10^3": "thousand", "*10^6": "million", "*10^9": "billion", "*10^12": "trillion",
-    **{"\\" + name: name for name in _FUNCTIONS},
 }.items() for alias in aliases.split()}
 _SPELLINGS |= zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", ["\\" + name for name in _GREEK])
 _SCALES = [alias for alias, name in _SPELLINGS.items() if name[:2] == "*1"]
 _UNICODE = {ord(alias): name + " " for alias, name in _SPELLINGS.items() if not alias.isascii()}
 _MEASURES = {name: names.split()[0] for names in re.split("[;\n]", """
-    millimeter millimetre mm; centimeter centimetre cm; meter metre m; kilometer kilometre km
-    inch in inche; foot ft feet; yard; mile mi; milligram mg; gram g; kilogram kg; pound lb
-    ounce oz; ton; milliliter millilitre ml; liter litre l; gallon; second s sec; minute min
-    hour h hr; day d; week; month; year; dollar; cent; euro; rupee; percent percentage pct; degree
-    radian; newton n; joule j; watt w; volt v; unit; base; mile/hour mph; kilometer/hour kph""")
+    millimeter millimetre mm; centimeter centimetre cm; meter metre m; kilometer kilometre km; base
+    inch in inche; foot ft feet; yard; mile mi; milligram mg; gram g; kilogram kg; pound lb; ton
+    ounce oz; milliliter millilitre ml; liter litre l; gallon; second s sec; minute min; radian
+    hour h hr; day d; week; month; year; dollar; cent; euro; am; pm; percent percentage pct; degree
+    newton n; joule j; watt w; volt v; unit; degreec; degreef; mile/hour mph; kilometer/hour kph""")
     for name in names.split()}
 _LONG_MEASURES = "|".join(name for name in _MEASURES if len(name) > 2)
 _FRACTION = r"(?:half|halves|third|\w*(?:four|fif|x|even|eigh|nin|ten|elf|een|tie|red|and|ion)th)s?"
@@ -93,9 +93,9 @@ _BOXES = re.compile(  # "\boxed{1} papers and \boxed{2}", not "\boxed{1} is out.
     rf"{_BOX})*", re.S)
 _MARKER = re.compile(
     r"####|^A:|\*\*(?=\(?[A-J]\)?\.?\*\*)|(?i:\b(?:pick|choose|select)\b)(?=\W{1,3}[A-J]\b)|"
-    r"(?i:\b(final )?(?:answers?|ans|option|choice|antwort|respuesta|r[ée]ponse|risposta|resposta|"
-    r"ответ|الجواب|الإجابة)\b)(?:\W{0,4}(?i:is|are|was|ist|es|est|è|é|هو|هي)\b|\W{0,3}[:=：]|"
-    r"(?=\W{1,3}[A-Z]\b))|(?:答案|答え|정답)\s?(?:是|为|為|は|은)?\s?[:：]?", re.M)
+    r"(?i:(?:\b|_)(final )?(?:answers?|ans|option|choice|antwort|respuesta|r[ée]ponse|risposta|"
+    r"resposta|ответ|الجواب|الإجابة)\b)(?:\W{0,4}(?i:is|are|was|ist|es|est|è|é|هو|هي)\b|"
+    r"\W{0,3}[:=：]|(?=\W{1,3}[A-Z]\b))|(?:答案|答え|정답)\s?(?:是|为|為|は|은)?\s?[:：]?", re.M)
 _CHOICE = re.compile(
     r"\W{0,3}(?:(?i:option|choice)\W{1,3})?([A-Z])"
     r"(?:[).:,*]|\W{0,9}$| ?[—–]| (?:because|since|as)\b)(?!\W{0,9}(?:(?:and|or)\W{1,9})?[A-J]\b)")
@@ -106,26 +106,28 @@ _TUPLE = r"[(\[](?:(?![A-Za-z]{2})[^()\[\]$\n]){1,80}[)\]]"
 _PIECE = rf"(?:{_TUPLE}|\{{(?:[^{{}}\n]|\{{[^{{}}\n]*\}})*\}}|[^\s$])*(?<![.,;:?*\"”。、])"
 _ATOM = (rf"(?:{_FORMULA}|{_TUPLE}{_PIECE}"
          rf"|(?:[A-Za-z](?=\()|(?:sqrt|sin|cos|tan|log|ln|exp)\b){_PIECE}"
-         r"|(?i:minus|negative|plus|times|squared|cubed|pi)\b|[B-HJ-Zb-zα-ω](?![^\s.,;:?*)])"
-         r"|A(?=,? (?:and |or )?[B-J]\b)|[A-Za-z]+(?=\s[=+*/^<>×])"
+         r"|(?i:minus|negative|plus|times|squared|cubed|pi)\b|A(?=,? (?:and |or )?[B-J]\b)"
+         r"|[B-HJ-Zb-zα-ω](?![^\s.,;:?*)]|\.[a-z])|[A-Za-z]+(?=\s[=+*/^<>×])"
          r"|(?<=[=+*/<>×]\s)[A-Za-z]+(?![A-Za-z])"
          r"|(?!\d+(?:st|nd|rd|th)\b|\d+-[A-Za-z]{2}|[A-Za-z]+(?:[-/'’][A-Za-z]+)+[.,;:?)]*(?!\S))"
-         rf"(?=\S{{0,30}}?[\d=+*/<>^_\\√π∞≤≥≠±×÷°%&∪−|-]){_PIECE})"
-         rf"(?: (?:(?:{_LONG_MEASURES}|cm)(?:e?s)?|km|kg|ft|per|square|cubic|[ap]\.?m|"
-         rf"{'|'.join(_SCALES)})\b)*")
+         rf"(?!\$)(?=\S{{0,30}}?[\d=+*/<>^_\\√π∞≤≥≠±×÷°%&∪−|-]){_PIECE})"
+         rf"(?: (?:(?:{_LONG_MEASURES}|cm)(?:e?s)?|km|kg|ft|per (?:{_LONG_MEASURES})|square|cubic|"
+         rf"[ap]\.?m|{'|'.join(_SCALES)})\b)*")
 _BINDING = (r"(?:and|or|(?:is )?(?:out of|(?:\w+ )?of|to|through|by|in|over|mod|modulo|choose|per|"
             r"(?:divided|multiplied) by))")           # words that make two values one answer
 _EXPRESSION = re.compile(
     rf"(?<![^\s(\"$。：\u3040-\uffef]){_ATOM}(?: ?[,;]? ?(?:\b{_BINDING}\b ?)?{_ATOM})*")
 _DOUBT_BEFORE = re.compile(
     rf"(?i)\b(?:not|never|cannot|{_HEDGE}|(?:could|might|may) (?:also )?be)\b|n[’']t\b|"
-    r"\b(?:least|most|than|between|over|under|above|below|up to|to the|half|twice|double|triple|"
-    r"root|power|(?:half|third|quarter|square|cube|root|power|factorial|inverse|sine|cosine) of)"
-    r"(?: the| an?| about)?$")
+    r"\b(?:nicht|keine?|nie|no es|non è|n[’']est pas|não|не|mindestens|al menos|au moins)\b|"
+    r"\b(?:least|(?:al)?most|nearly|close to|than|between|over|under|above|below|up to|to the|"
+    r"half|twice|double|triple|root|power|(?:half|third|quarter|square|cube|root|power|factorial|"
+    r"inverse|sine|cosine) of)(?: the| an?| about)?$")
+_IS_WRONG = (r"(?:is|was|are|seems|looks) (?:too|not|wrong|incorrect|false|impossible)\b|cannot\b|"
+             r"\w+n[’']t\b")
 _DOUBT_AFTER = re.compile(
     rf"(?i)(?:[\w-]+ ){{0,2}}(?:{_HEDGE})\b|(?:and an? )?(?:{_FRACTION}|quarter|factorial)\b|"
-    r"(?:is|was|are|seems|looks) (?:too|not|wrong|incorrect|false|impossible)\b|\w+n[’']t\b|"
-    r"[^.!\n]*\?")
+    rf"(?:raised )?to the\b|times itself|oder\b|или\b|{_IS_WRONG}|[^.!\n]*\?")
 
 def extract_answer(response: str, truncated: bool = False) -> str | None:
     """The final answer in a response, or None: extract_answer("so it is 4.") is "4".
@@ -143,9 +145,9 @@ def extract_answer(response: str, truncated: bool = False) -> str | None:
     for m in _BOXES.finditer(text):
         end, contents = m.end(), re.findall(_BOX, m[0], re.S)
     for m in reversed([*_MARKER.finditer(text, end)]):
-        rest = text[m.end():m.end() + MAX_ANSWER].lstrip(" \n\t:：=*\"'")
-        if '"' in m[0]:                                    # {"answer": "42"}
-            rest = rest.partition('"')[0].rstrip("} \n")
+        rest = text[m.end():m.end() + MAX_ANSWER].lstrip(" \n\t:：=*\"'`")
+        if re.search("[\"'] ?:$", m[0]):                    # {"answer": "42"}
+            rest = re.match(r"(?:[^\"'{}]|\{[^{}]*\})*", rest)[0].strip()
         complete = m[1] and re.match(r"[^\n]*?(?:\.\s|\n)|\$[^$]+\$", rest)
         overrules = m[1] and re.match(r"\$|\\[(\[]|-?[0-9]", rest) or \
             m[0][0] in "*Aa" and _CHOICE.match(rest)
@@ -160,13 +162,17 @@ def extract_answer(response: str, truncated: bool = False) -> str | None:
 
 def _from_prose(text: str, announced: bool) -> str | None:
     """The answer at the beginning of a text that follows "the answer is", or at the end of one."""
-    text = re.sub(r"[ \t]+", " ", re.sub(r"(?<!\w)\*\*+|\*\*+(?!\w)", "", text))     # **12**
+    text = re.sub(r"[ \t]+", " ", re.sub(r"(?<!\w)\*\*+|\*\*+(?!\w)|`", "", text))   # **12**
     end = len(text)
     if announced:                                          # one sentence
-        end = re.search(r"\n|<\||(?<!\.m)[.!?](?=\s|$)", text + "\n").start()
+        end = re.search(r"\n|<\||(?<!\.[me])[.!?](?=\s|$)", text + "\n").start()
     choice = _CHOICE.match(text, 0, end)
     if choice and (announced or end <= 80):
-        return choice[1]
+        rest = text[choice.end():end].strip(" .*")
+        if re.match(_IS_WRONG, rest.lstrip(" )")):
+            return None
+        value = choice[0][-1] in ").:" and _EXPRESSION.fullmatch(rest)                 # (B) 17
+        return f"({choice[1]}) {value[0]}" if value else choice[1]
     found = [*_EXPRESSION.finditer(text)]
     likely = [i for i, m in enumerate(found)               # "I get 5 for x" is 5
               if m.start() < end and (i == 0 or re.search(r"\d|\\|=", m[0]))]
@@ -178,58 +184,53 @@ def _from_prose(text: str, announced: bool) -> str | None:
     if _DOUBT_BEFORE.search(re.split(r"[.,;:!?\n]", before)[-1]) or _DOUBT_AFTER.match(after):
         return None
     answer = re.sub(r"^([\d.,]*\d) ?([mgsL])([²³]?)$", r"\1 \\text{ \2}\3", found[i][0])     # 5 m
-    return re.sub(r"\$+|\\[()\[\]]", "", answer).strip("*= \n")
+    return re.sub(r"\$+|\\[()\[\]]|(?:です|입니다|[个個元円개])+$", "", answer).strip("*= \n")
 
 # ---------------------------------------------------------------------------------------- tokens
 _TEXT = r"\\(?:text(?:rm|bf|it|sf|tt|up|normal)?|mathrm|operatorname\*?|[mh]box) ?"
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?:[A-Za-z'’-]*[A-Za-z])?")
 _REWRITES = [(re.compile(pattern, re.A), replacement) for pattern, replacement in (
-    # what says nothing
     (r"(?<!\\)\\\\(?=[A-Za-z]{3}|le|ge|ne|in|pi|pm|ln|[{}])", r"\\"),         # escaped twice
-    (r"[\"\u200b-\u200f\u202a-\u202e]|\\!\s*", ""),
+    (r"[\"\u200b-\u200f\u202a-\u202e]|\\!\s*", ""), (r"(?<!\\)\\[,;:> ]|~|\s+", " "),
     (r"\\\$ ?(\d[\d.,]*) ?$", r"\1\\text{ dollars}"),
-    (r"(?<!\\)\\[,;:> ]|~|\s+", " "),
     (r"\\?[$₹€£¥₽₩]|\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?|\\[()\[\]]|"
      r"\\(?:text)?color ?\{[^{}]*\}|m?\\angle(?!\w)|"
      r"\\(?:math(?:bf|it|sf|cal|scr)|bm|bf|it|rm|boldsymbol|displaystyle|textstyle|boxed|fbox|"
-     r"triangle|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![A-Za-z])", ""),
-    # structure
-    (r"^\\\{ ?[a-z] ?(?:\\mid(?!\w)|[:|]) ?(.*)\\\}$", r"\1"),             # {x | x > 2}
+     r"triangle|underline|checkmark|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![A-Za-z])", ""),
+    (r"^\\\{ ?[a-z] ?(?:\\in ?\\mathbb ?\{?R\}? ?)?(?:\\mid(?!\w)|[:|]) ?(.*)\\\}$", r"\1"),
     (r"\\begin ?\{(?:\w*matrix|array\} ?\{[lcr| ]*)\}", r"\\mat "),
     (r"(?:\\\\ ?)?\\end ?\{(?:\w*matrix|array)\}", r"\\endmat "),
     (r"\\\} ?(?:\\cup|∪) ?\\\{", ","), (r"\\\{ ?\\\}", r"\\emptyset "),
-    (r"\\mathbb ?\{?R\}?", r"(-\\infty,\\infty)"),
     (r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))", r"\\degree "),
-    (r"\^ ?\{? ?(?:\\prime|') ?\}?", "'"),
+    (r"\^ ?\{? ?(?:\\prime|') ?\}?", "'"), (r"\\mathbb ?\{?R\}?", r"(-\\infty,\\infty)"),
     (r"\\l(floor|ceil)(?!\w)", r"\\\1{"), (r"\\r(floor|ceil)(?!\w)", "}"),
-    (r"\\[lr]?vert(?!\w)", "|"), (r"\|([^|]+)\|", r"\\abs{\1}"),
+    (r"\\[lr]?vert(?!\w)", "|"), (r"\|([^|]+)\|", r"\\abs{\1}"), (r"\b([ap])\.m\b\.?", r"\1m"),
+    (r"\\degree ?\{?(?:\\(?:text|mathrm) ?\{ ?)?([CF])(?!\w) ?\}?", r'"degree\1"'),
     # words; three letters are one, not a product, unless something is done with them
     (r"^(?=[A-Za-z ,.'-]+$)(?![A-J]\. ).*?\b(?!and\b)[A-Za-z]*[a-z]{3}.*", r"\\text{\g<0>}"),
-    (rf"(?<=[\w}}/]) ?{_TEXT}\{{ ?([mgshlnjwv]) ?\}}", r' "\1"'),      # 5\text{m}, not \text{C}
+    (rf"(?<=[\w}}/]) ?{_TEXT}\{{ ?([mgshlLnjwv]) ?\}}", r' "\1"'),      # 5\text{m}, not \text{C}
     (_TEXT + r"\{([^A-Za-z{}]*[A-Za-z]?[^A-Za-z{}]*)\}", r" \1 "),
     (_TEXT + r"\{([^{}]*)\}", lambda m: _WORD.sub(r'"\g<0>"', m[1].strip())),
-    (r"(?<![\w)}^\\\"'’-])[A-Za-z]{3,}(?![-+*/^_(\w])|(?<![A-Za-z\\\"'’-])(?:[cmk]m|[mk]g|ft|hr|lb|"
-     rf"oz|m[lL]|[nN]o|(?:{_LONG_MEASURES})s?)(?![A-Za-z])", r'"\g<0>"'),
+    (r"(?<![\w)}^\\\"'’-])[A-Za-z]{3,}(?![-+*/^_(\w])|(?<![A-Za-z\\\"'’-])(?:[acmkp]m|[mk]g|ft|hr|"
+     rf"lb|oz|m[lL]|[nN]o|(?:{_LONG_MEASURES})s?)(?![A-Za-z])", r'"\g<0>"'),
     (r'"(?!min")([^"]+)"', lambda m: f" {_SPELLINGS.get(m[1].casefold(), m[0].casefold())} "),
     (r"\\?%", '"percent"'), (r"(?<=\d) ?[xX] ?(?=\d)", "*"),
     (r'"(?:square|sq)" *("\w+")', r"\1^2"), (r'"cubic" *("\w+")', r"\1^3"),
     (r"^(.{3,}?)(?:\\approx|≈).*", r"\1"),                 # x = pi/2 \approx 1.57 says pi/2
-    (r'^ *(?:=|"about"|"approximately"|(?:"the" *|"final" *)*"answer"(?: *"is")?) *:?(?=.)', ""),
+    (r'^ *(?:=|"about"|"approximately"|"exactly"|(?:"the" *|"final" *)*"answer"(?: *"is")?|'
+     r'"(?:an?|the)"(?= *")) *:?(?=.)', ""),
     (r"^ *(?:\( ?([A-J]) ?\)|([A-J])(?: ?\)|[:.] )) *(?=[-\d\"]|\\(?:frac|sqrt|pi))",
      r"\1\2 \\choice "),
-    (r'(?<!")\b([ap])\.m\b\.?', r'"\1m"'),
-    # fractions and numbers
     (r"(\d{0,20})\.(\d{0,20})\\overline ?\{? ?(\d{1,20}) ?\}?", lambda m:    # 0.1\overline{6}
      f"(({m[1]}{m[2]}{m[3]}-0{m[1]}{m[2]})/{10**len(m[2] + m[3]) - 10**len(m[2])})"),
     (r"(?<=\d) ?_ ?(?:(\d+)|\{ ?(\d+) ?\})", r'"base\1\2"'),
     (r"(\d)⁄(\d+)", r"\\frac{\1}{\2}"), (r"\\[dtc](frac|binom)", r"\\\1"),
     (r"\\frac ?\{ ?d ?([A-Za-z]?) ?\} ?\{ ?d ?([A-Za-z]) ?\}", r"\\d\1d\2 "),    # dx/dy is none
-    (r"(?<=\d) (\d+) ?/ ?(\d+)(?!\d)", r"\\frac{\1}{\2}"),
+    (r"(?<=\d) (\d+) ?/ ?(\d+)(?!\d)", r"\\frac{\1}{\2}"), (r"(?<=\d) ?\{, ?\} ?(?=\d{3})", ","),
     (r"\\(frac|binom) ?(\d)", r"\\\1{\2}"), (r"(\\(?:frac|binom) ?\{[^{}]*\}) ?(\d)", r"\1{\2}"),
     (r"(?<![\d.^_])(\d+) ?\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}",        # 1\frac12, not 2\frac32
      lambda m: f"({m[1]}+{m[2]}/{m[3]})" if int(m[2]) < int(m[3]) else m[0]),
     (r"\\?\b(sin|cos|tan) *\^ *(?:\{ ?- ?1 ?\}|-1\b)", r"\\arc\1 "),
-    (r"(?<=\d) ?\{, ?\} ?(?=\d{3})", ","),                 # 1{,}000
     (r'(?<=") ?\.|[\s.\\]+$', ""), (r"([_^]) ?\{ ?([A-Za-z]) ?\}", r"\1\2"),
 )]
 _GROUPED = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?!\d))")
@@ -517,8 +518,7 @@ _CLOSER = {"(": (")", "]"), "[": ("]", ")"), "{": ("}",), "\\{": ("\\}",), "\\ma
 _FACTOR = re.compile(
     r"(?!(?:and|or|\\cup|\\in|\\choice|\\degree|\\endmat|\\\\|\\\})$)(?:[^\W\d_]|[(\[{\\])")
 _SYMBOLS = {"\\" + name for name in _GREEK} | {"\\infty", "\\emptyset", "\\hbar"}
-_INFINITY = ("sym", "\\infty")
-_LISTS = {("seq", ""), ("seq", "{}")}
+_INFINITY, _LISTS = ("sym", "\\infty"), {("seq", ""), ("seq", "{}")}
 _SIGNS = {"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"}
 
 # ---------------------------------------------------------------------------------- comparison

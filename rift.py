@@ -6,8 +6,8 @@
 
 Right responses keep the log-likelihood. For a wrong one -r log pi has no lower bound, and training
 collapses (the naive loss, Theorem 3.2); -r pi lies in [0, |r|] and its gradient with respect to pi
-is the constant -r (Theorem 3.4). Since grad pi = pi grad log pi, RIFT is the naive loss with each
-wrong response weighted by its own probability: what is already unlikely is left alone.
+is the constant -r (Theorem 3.4). Since grad pi = pi grad log pi, RIFT's gradient is naive's with
+each wrong response weighted by its own probability: what is already unlikely is left alone.
 
     python rift.py                            five trainings on data/, some minutes on a laptop CPU
     python rift.py sample --problems FILE     problems.jsonl -> runs/sample/samples.jsonl
@@ -95,8 +95,8 @@ class Training(Common):
 
 # ------------------------------------------------------------------------------------- losses
 # logps (B, T): log pi of each response token, in nats. mask (B, T): 1 at response tokens.
-# rewards (B,): any finite numbers. Each loss returns the loss of each sample, (B,): take its
-# mean. To copy this section you need torch only.
+# rewards (B,): any finite numbers. Each loss returns the loss of each sample, (B,): sum them and
+# divide by the response tokens, as add_gradient does. To copy this section you need torch only.
 
 def log_policy(logps: Tensor, mask: Tensor, level: str = "sequence") -> tuple[Tensor, Tensor]:
     """log pi(y|x) and pi(y|x) of each response, both (B,), in float32 or better.
@@ -276,13 +276,13 @@ def read_samples(path: str | Path, need: str) -> list[Row]:
 
 def encode(tokenizer: Any, row: Row, template: str = "{problem}\n") -> Example:
     """Token ids of the prompt, and of the response (if any) with its end-of-sequence token."""
-    text, chat = row.get("prompt"), False
+    text, chat = str(row.get("prompt") or ""), False
     if not text:
         text, chat = template.replace("{problem}", row["problem"]), bool(tokenizer.chat_template)
     if chat:
         text = tokenizer.apply_chat_template([{"role": "user", "content": text.strip()}],
                                              tokenize=False, add_generation_prompt=True)
-    rendered = chat or bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+    rendered = chat or (bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token))
     prompt, eos = tokenizer(text, add_special_tokens=not rendered).input_ids, tokenizer.eos_token_id
     if prompt[-1:] == [eos] and not text.endswith(tokenizer.eos_token):
         prompt.pop()                                            # some tokenizers end every text
@@ -301,7 +301,7 @@ def encode_all(model: Any, tokenizer: Any, rows: list[Row], config: Common) -> l
         length = len(example.prompt) + max(1, len(example.response))
         if length > limit:
             reason = f"{length} tokens, but the model's context is {limit}"
-        elif row.get("response") == "" and row.get("truncated") is not False:
+        elif row.get("response") == "" and row.get("truncated") is not False:   # not drawn so
             reason = "an empty response"
         elif "ids" in row and not tokenizer.decode(example.response).startswith(row["response"]):
             reason = "`ids` of another tokenizer; take them out to train on the text"
@@ -515,10 +515,10 @@ def add_gradient(model: Any, examples: list[Example], config: Training) -> Row:
         with torch.autocast(model.device.type, torch.bfloat16, model.device.type in BFLOAT16_ON):
             logps = response_logps(model, **batch)
         logps.retain_grad()
-        last = config.level                     # a loss's last argument: level or, of topr, log mu
+        extra = config.level                    # a loss's last argument: level or, of topr, log mu
         if config.loss == "topr":
-            last = torch.tensor([example.row["logp"] for example in part], device=mask.device)
-        losses = LOSSES[config.loss](logps, mask, rewards, last) / divisor
+            extra = torch.tensor([example.row["logp"] for example in part], device=mask.device)
+        losses = LOSSES[config.loss](logps, mask, rewards, extra) / divisor
         losses.sum().backward()
         log_pi, pi = log_policy(logps.detach(), mask, config.level)
         gradient = logps.grad.abs().sum(1)                      # of the loss, at its tokens' log pi
@@ -554,7 +554,8 @@ def train(model: Any, tokenizer: Any, samples: list[Row], config: Training,
     plain_head(model)                           # now, lest it shift the first step's dropout
     model.train()
     if config.gradient_checkpointing:                           # transformers 5.23 renamed it
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        new = hasattr(model, "activation_checkpointing_enable")
+        getattr(model, f"{'activation' if new else 'gradient'}_checkpointing_enable")()
 
     for step in tqdm(range(len(history), len(batches)), f"training {config.loss}", ncols=79,
                      disable=None, leave=False):
@@ -565,22 +566,21 @@ def train(model: Any, tokenizer: Any, samples: list[Row], config: Training,
         optimizer.zero_grad()
         metrics = add_gradient(model, [examples[i] for i in batches[step]], config)
         norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm or math.inf).item()
-        finite = math.isfinite(metrics["loss"] + norm)
         metrics = {"step": step + 1, "lr": lr, "grad_norm": norm, **metrics}
-        if not finite:
+        if not math.isfinite(metrics["loss"] + norm):
             metrics["stopped"] = f"step {step + 1} is not finite; try a lower --lr"
-        metrics = json.loads(json.dumps(metrics), parse_constant=lambda nan: None)  # NaN to null
+        metrics = json.loads(json.dumps(metrics), parse_constant=lambda nan: None)  # inf to null
         history.append(metrics)
         if out:
             with open(out / "metrics.jsonl", "a") as file:
                 file.write(dump_jsonl([metrics]))
-        if not finite:
+        if "stopped" in metrics:
             break
         optimizer.step()
         if out and config.save_every and (step + 1) % config.save_every == 0:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
                      "history": history}
-            write_whole(out / "checkpoint.pt", lambda path, state=state: torch.save(state, path))
+            write_whole(out / "checkpoint.pt", lambda path: torch.save(state, path))
         if step + 1 == min(10, len(batches)) and config.loss == "rift":
             shares = [row["neg_share"] or 0 for row in history if row["n_neg"]]
             if shares and max(shares) < 1e-6:
@@ -603,7 +603,7 @@ def evaluate(model: Any, tokenizer: Any, problems: list[Row], config: Sampling) 
     k, results = config.k, {}
     drawn = score(sample(model, tokenizer, problems, config), 1, 0)
     greedy = score(sample(model, tokenizer, problems, replace(config, k=1, temperature=0.0)), 1, 0)
-    for kind in ["all", *sorted({row["kind"] for row in problems if "kind" in row})]:
+    for kind in ["all", *sorted({row["kind"] for row in greedy if "kind" in row})]:
         chosen = [i for i, row in enumerate(greedy) if kind in ("all", row.get("kind"))]
         groups = [drawn[i * k:(i + 1) * k] for i in chosen]     # the samples of each problem
         figures = {"n": len(chosen), "greedy": mean_se([greedy[i]["reward"] for i in chosen]),

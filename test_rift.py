@@ -549,8 +549,9 @@ def test_warning_when_rift_has_become_rft(length, right, warned, capsys):
 # ------------------------------------------------------------------- evaluation, default job
 def test_evaluate_is_the_accuracy_of_the_samples(tiny, problems):
     assert rift.mean_se([0.0, 1.0, 1.0, 1.0]) == [0.75, 0.25] and rift.mean_se([3.0]) == [3.0, 0.0]
-    config = Sampling(k=4, temperature=3.0, max_new_tokens=24)  # some responses are cut off
-    results = rift.evaluate(*tiny, problems, config)
+    config = Sampling(k=4, temperature=3.0, max_new_tokens=24, skip_unfit=True)    # some cut off
+    unfit = rift.Row(problem="1" * 150, answer=1, kind="long")
+    results = rift.evaluate(*tiny, [*problems, unfit], config)
     drawn, best = (rift.score(rift.sample(*tiny, problems, config), 1, 0) for config in (
         config, dataclasses.replace(config, k=1, temperature=0)))
     assert list(results) == ["all", "misconception", "slips"]
@@ -584,10 +585,11 @@ def command(capsys, *argv):
 def test_default_job_goes_on_after_a_kill(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     argv = "--train-limit 16 --limit 6 --k 2 --batch-size 4 --wrong -0.25 --out".split()
-    dtypes = set()
+    exact, dtypes = rift.load_model(TINY, "cpu")[0].model.rotary_emb.inv_freq, set()
     for name in ("generate", "add_gradient", "response_logps"):
         def spy(model, *args, true=getattr(rift, name), **batch):
             dtypes.add((true.__name__, model.dtype, torch.is_autocast_enabled("cpu")))
+            assert torch.equal(model.model.rotary_emb.inv_freq, exact)      # not rounded on the way
             return true(model, *args, **batch)
         monkeypatch.setattr(rift, name, spy)
     monkeypatch.setattr(rift, "BFLOAT16_ON", {"cpu"})            # as on CUDA
@@ -614,6 +616,7 @@ def test_default_job_goes_on_after_a_kill(tmp_path, capsys, monkeypatch):
     for module in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, module, None)          # as where it is not installed
     monkeypatch.delitem(sys.modules, "figure", raising=False)
+    argv = ["--steps", 12, "--epochs", 9, *argv]                # the same passes and steps
     status, _, error = command(capsys, *argv, tmp_path / "killed")
     assert status == 130 and "the same command goes on" in error and error.count("\n") == 2
     status, text, error = command(capsys, *argv, tmp_path / "killed")
@@ -643,7 +646,7 @@ def test_sample_train_eval_score_hand_over_by_files(tmp_path, capsys, monkeypatc
     assert saved.dtype == torch.bfloat16 and "torch.float32 on cpu" in text
     assert not torch.equal(saved.lm_head.weight, model.lm_head.weight)
     monkeypatch.setattr(rift, "train", None)                    # done: not trained again
-    assert command(capsys, *argv)[0] == 0
+    assert command(capsys, *argv, "--tokens-per-batch", 99)[0] == 0
     text = command(capsys, "score", "--samples", samples, "--right", 3, "--wrong", -2, "--out",
                    tmp_path / "r")[1]
     pairs = [*zip(strict_jsonl(samples), strict_jsonl(tmp_path / "r" / "samples.jsonl"))]
@@ -655,7 +658,7 @@ def test_sample_train_eval_score_hand_over_by_files(tmp_path, capsys, monkeypatc
     assert json.loads((tmp_path / "e" / "results.json").read_text())["all"]["n"] == 4
 
 def test_samples_made_elsewhere_and_notes_on_them(tmp_path, capsys):
-    rows = [{"prompt": "7+8=?", "response": "15", "reward": 0.7, "answer": "15", "line": 3},
+    rows = [{"prompt": 7, "response": "15", "reward": 0.7, "answer": "15", "line": 3},
             {"question": "7x8=?", "completion": "fünf", "reward": 0, "answer": "15"}]
     for loss, reward, noted in (("rift", 0, 1), ("topr", 0, 1), ("rft", 0, 0), ("sft", "?", 0),
                                 ("rift", -3, 0)):
@@ -686,8 +689,7 @@ def test_samples_made_elsewhere_and_notes_on_them(tmp_path, capsys):
     ([], "train --samples FILE --loss rfit", "--loss: invalid choice"),
     ([], "sample --template x", "has no {problem} in it"), ([], "fit", "no command 'fit'"),
     ([], "--batch-size 0", "--batch-size 0: must be from 1"), ([], "--warmup 5", "from 0 to 1"),
-    ([], "sample --k 0", "--k 0: must be"), ([], "sample --wrong=-inf", "--wrong -inf: must be"),
-    ([], "sample --top-p 2", "--top-p 2.0: must be"), ([], "--lr nan", "--lr nan: must be"),
+    ([], "sample --wrong=-inf", "--wrong -inf: must be"), ([], "--lr nan", "--lr nan: must be"),
     ([], "--epochs inf", "--epochs inf: must be"), ([], "sample --seed -1", "--seed -1: must be"),
     ([], "sample --seed 36893488147419103232", "--seed 36893488147419103232: must be")])
 def test_mistakes_end_with_one_line_and_nothing_written(
@@ -917,13 +919,12 @@ def test_logps_and_gradients(family, monkeypatch, one_thread):
 # by form: answer ~ gold ;; ...  Every pair is tried both ways round. ⏎ is a line break.
 ACCEPT = r"""
 units: 5 \mathrm{~m} / \mathrm{s} ~ 5 ;; 12 apples, 3 pears ~ 12, 3 ;; 3 million ~ 3{,}000{,}000
-    70 miles per hour ~ 70 ;; 5\,\mathrm{m/s} ~ 5 ;; 3\sqrt2cm ~ 3\sqrt2 ;; 30° ~ 30 degrees
-    2516_8 ~ 2516 ;; about 5 ~ 5 ;; €5 ~ 5
-numbers: 11,\! 234,\! 567 ~ 11234567 ;; 12,345,678 ~ 12345678 ;; $5$. ~ 5 ;; 12{,}345 ~ 12345
-    \textbf{(7)} ~ 7 ;; 3+4=7 ~ 7 ;; −3 ~ -3 ;; 0.30000000000000004 ~ 0.3 ;; \log_2 8 ~ 3
-    0.\overline{3} ~ \frac13 ;; 0.1\overline{6} ~ 1/6 ;; 2. ~ 2 ;; 0.3333333333 ~ 1/3 ;; |{-3}| ~ 3
-    0.6666666 ~ 2/3 ;; -\frac{3}{4} ~ \frac{3}{-4} ;; -2\frac13 ~ -\frac73 ;; \\frac{3}{4} ~ 3/4
-    2\frac32 ~ 3 ;; 1\frac12 ~ 3/2 ;; 1 1/2 ~ 1.5 ;; \sqrt3\sqrt2-\sqrt6 ~ 0 ;; \sqrt{-4} ~ 2i
+    5\,\mathrm{m/s} ~ 5 ;; 3\sqrt2cm ~ 3\sqrt2 ;; 30° ~ 30 degrees ;; 2516_8 ~ 2516 ;; about 5 ~ 5
+    €5 ~ 5
+numbers: 11,\! 234,\! 567 ~ 11234567 ;; $5$. ~ 5 ;; 12{,}345 ~ 12345 ;; 3+4=7 ~ 7 ;; −3 ~ -3
+    0.30000000000000004 ~ 0.3 ;; \log_2 8 ~ 3 ;; 0.\overline{3} ~ \frac13 ;; 0.1\overline{6} ~ 1/6
+    |{-3}| ~ 3 ;; 0.6666666 ~ 2/3 ;; -2\frac13 ~ -\frac73 ;; \\frac{3}{4} ~ 3/4 ;; 2\frac32 ~ 3
+    1\frac12 ~ 3/2 ;; 1 1/2 ~ 1.5 ;; \sqrt3\sqrt2-\sqrt6 ~ 0 ;; \sqrt{-4} ~ 2i
     \sin 30^\circ ~ \frac12 ;; 2sqrt(3) ~ \sqrt{12} ;; √3 ~ \sqrt3 ;; 2^{9999} ~ 2^{9999}
     \tan^{-1}1 ~ \pi/4 ;; \sqrt[3]{-8} ~ -2 ;; \binom{5}{2} ~ 10 ;; 5\mathrm{i} ~ 5i
 expressions: \lfloor n/2\rfloor+1 ~ 1+\lfloor n/2\rfloor ;; \frac{x+2}{7} ~ \frac{x}{7}+\frac27
@@ -931,8 +932,7 @@ expressions: \lfloor n/2\rfloor+1 ~ 1+\lfloor n/2\rfloor ;; \frac{x+2}{7} ~ \fra
     \sin^{-1}x ~ \arcsin x ;; (-1)^{n+1} ~ -(-1)^n ;; e^{2\ln x} ~ x^2 ;; e^{i\pi} ~ -1
 names: x=\frac\pi2\approx1.57 ~ \frac\pi2 ;; p=5,q=2,p=7,q=2 ~ p=7,q=2;p=5,q=2 ;; \text{Area}=6 ~ 6
     \angle ABC=30^\circ ~ 30 ;; f^{-1}(x)=x+1 ~ x+1 ;; x\in\{1,2\} ~ x=1,2 ;; x=1, x=2 ~ 1, 2
-    x=y=1 ~ x=1,y=1 ;; x=\pm 2 ~ 2,-2 ;; A:B=2 ~ 2 ;; 5=x ~ x=5 ;; x=5 ~ 5
-    x^2/4+y^2=1 ~ x^2+4y^2=4 ;; 2x+4y=6 ~ x+2y-3=0 ;; x \ne 3 ~ x != 3
+    x=y=1 ~ x=1,y=1 ;; x=\pm 2 ~ 2,-2 ;; A:B=2 ~ 2 ;; 5=x ~ x=5 ;; x^2/4+y^2=1 ~ x^2+4y^2=4
 intervals: x<1\text{ or }x>2 ~ (-\infty,1)\cup(2,\infty) ;; [2,+\infty) ~ \left[2,\infty\right)
     \{-1\}\cup[0,7) ~ [0,7)\cup\{-1\} ;; f(1)<f(2)<f(3) ~ f(3)>f(2)>f(1) ;; x\in[1,2) ~ 1<=x<2
     \{x\mid x>2\} ~ (2,\infty) ;; -2 \\le x \\le 7 ~ [-2,7] ;; 2(x-1)>4 ~ x-3>0 ;; 7>x>3 ~ 3<x<7
@@ -945,11 +945,11 @@ words: It is a Square ~ it is a square ;; 4:30 p.m. ~ 4\!:\!30\text{ pm} ;; \tex
     No solution ~ no solution. ;; \textbf{(C)} 7 ~ C ;; (C) ~ C"""
 REJECT = r"""
 numbers: \frac1{2004!} ~ \frac1{2006!} ;; \sqrt{10^{200}} ~ 10^{100}+1 ;; 1\frac12 ~ \frac{11}{2}
-    2^{9999} ~ 2^{9998} ;; 2.9999999 ~ \sqrt9 ;; \pi ~ \frac{22}7 ;; 120006 ~ 120000
-    9.9999999 ~ 10 ;; \log 2 ~ \ln 2 ;; 1:2:3 ~ 1:6:1 ;; 0.333 ~ 1/3 ;; 50% ~ 0.5 ;; 1-1/e ~ 1
+    2^{9999} ~ 2^{9998} ;; 2.9999999 ~ \sqrt9 ;; \pi ~ \frac{22}7 ;; 9.9999999 ~ 10
+    \log 2 ~ \ln 2 ;; 1:2:3 ~ 1:6:1 ;; 0.333 ~ 1/3 ;; 50% ~ 0.5 ;; 1-1/e ~ 1
 expressions: \lfloor n/5\rfloor ~ \lfloor n/6\rfloor ;; \sum_{k=1}^nk ~ \sum_{k=1}^mk ;; 2^3^2 ~ 64
-    (a+5)(b+2) ~ (+5)(b+2) ;; 5\mathrm{i} ~ 5 ;; \sin(\pi n) ~ 0 ;; x ~ \sqrt{x^2}
-    I(0)e^{-t} ~ 0 ;; \vec a ~ a ;; 2^x ~ x^2 ;; abc ~ 3 ;; 5m ~ 5
+    (a+5)(b+2) ~ (+5)(b+2) ;; 5\mathrm{i} ~ 5 ;; \sin(\pi n) ~ 0 ;; x ~ \sqrt{x^2} ;; I(0)e^{-t} ~ 0
+    \vec a ~ a ;; 2^x ~ x^2 ;; 5m ~ 5
 names: p=5,q=2,p=7,q=3 ~ p=5,q=3,p=7,q=2 ;; x=1,y=2 ~ x=2,y=1 ;; x=1,y=2 ~ 2,1 ;; x+y<1 ~ -x-y<-1
     x+y<1 ~ x+y\le1 ;; 2x>2 ~ -2x>-2 ;; 3x+4 ~ 3x+4=0 ;; x=y=1 ~ x=1 ;; 0x=0 ~ 0y=1 ;; x+z=1 ~ 1
 structures: \begin{pmatrix}1&2\\3&4\end{pmatrix} ~ \begin{pmatrix}1&2\\3&5\end{pmatrix}
@@ -960,12 +960,12 @@ words: it is so ~ it is not so ;; \textbf{(C)} 7 ~ 8 ;; 4:30 pm ~ 4:30 am ;; 2:1
     (A)(B) ~ A ;; no ~ 0"""
 EXTRACT = r"""
     The answer is $x = 3.5$. I hope it is correct. ~ x = 3.5 ;; about 5 million people ~ 5 million
-    \boxed{\text{a } \boxed{5}} ~ \text{a } \boxed{5}
-    \boxed{5}, no: the final answer is $6$. ~ 6 ;; the answer is $1$ or $2$. ~ 1 or 2
-    I have $5 and spend $2, so $3 is left ~ 3 ;; \boxed{1} papers, \boxed{2} bins ~ 1, 2
-    \boxed{5}. The answer is 3 times 2. ~ 5 ;; <think>\boxed{1}</think> It is 2. ~ 2
-    the answer is B because 3 > 2 ~ B ;; $f(x)$ is 19. ~ 19 ;; \boxed{5} and then \boxed{6 ~ 5
-    the answer is:⏎$$⏎5⏎$$ ~ 5 ;; so \(x=1\), \(x=2\) ~ x=1, x=2 ;; at 4:30 p.m. today ~ 4:30 p.m
+    \boxed{\text{a } \boxed{5}} ~ \text{a } \boxed{5} ;; \boxed{5}, no: the final answer is $6$. ~ 6
+    the answer is $1$ or $2$. ~ 1 or 2 ;; I have $5 and spend $2, so $3 is left ~ 3
+    \boxed{1} papers, \boxed{2} bins ~ 1, 2 ;; \boxed{5}. The answer is 3 times 2. ~ 5
+    <think>\boxed{1}</think> It is 2. ~ 2 ;; the answer is B because 3 > 2 ~ B ;; $f(x)$ is 19. ~ 19
+    \boxed{5} and then \boxed{6 ~ 5
+    the answer is: ⏎$$⏎5⏎$$ ~ 5 ;; so \(x=1\), \(x=2\) ~ x=1, x=2 ;; at 4:30 p.m. today ~ 4:30 p.m
     #### 1,234 apples ~ 1,234 ;; A. Because B is wrong ~ A ;; 6*7=42⏎#### 42 ~ 42"""
 
 # whole responses by kind: response ~ gold.  □ stands for a box around all that follows.
@@ -976,58 +976,59 @@ prose: we get \frac{5}{7} in the end ~ 5/7 ;; so 3\sqrt{7} in total ~ 3\sqrt7
     There are 3 * 6 = 18 eggs. ~ 18 ;; the point is (2, 9). ~ (2,9) ;; x = 4 or x = 6 ~ 4, 6
     It is 6 m. ~ 6\text{ m} ;; **14** ~ 14 ;; not it's not 20 it's 1,300.5m² ~ 1300.5
     The answer is not 15 but 16. ~ 16 ;; The answer is 16, not 15. ~ 16
-    about 7 million people ~ 7000000 ;; twenty-one (21) ~ 21
+    about 7 million people ~ 7000000 ;; twenty-one (21) ~ 21 ;; It costs $12 per ticket. ~ 12
+    The answer is an ellipse. ~ ellipse
 units: □14\text{ red hats} ~ 14 ;; □6\text{ square centimetres} ~ 6\text{ cm}^2
     □9\text{ km per hour} ~ 9\,\mathrm{km/h} ;; □4\text{ h} ~ 4\text{ hours} ;; □1\text{ pear} ~ 1
     □6\ \mathrm{kg\cdot m/s^2} ~ 6 ;; □8\text{ units} ~ 8\text{ cm} ;; □6\text{ million} ~ 6000000
     □3\text{ dozen} ~ 36 ;; □6\text{ squared} ~ 36 ;; □\$2.50 ~ 2.5\text{ dollars}
-    □3\text{ times} ~ 3 ;; □8\text{ miles per hour} ~ 8\text{ mph}
-structures: □x>2\text{ and }x<6 ~ (2,6) ;; □-x>-4 ~ x<4 ;; □3x-2>7 ~ (3,\infty)
-    □|x|\le 5 ~ [-5,5] ;; □x\ne 6 ~ (-\infty,6)\cup(6,\infty) ;; □\{1,4\}\cup\{6\} ~ \{1,4,6\}
-    □300,400 ~ 300, 400 ;; □300, 400 ~ 300,400 ;; □a+b=41 ~ 41 ;; Answer: m+n = 30+11 = 41 ~ 41
-    □\frac{dy}{dx}=3x ~ \dfrac{dy}{dx}=3x ;; □\max(4,9) ~ 9 ;; □\min\{4,9\} ~ 4 ;; □\gcd(8,12) ~ 4
-    □\operatorname{lcm}(4,6) ~ 12 ;; □\lfloor 6.9\rfloor ~ 6
+    □8\text{ miles per hour} ~ 8\text{ mph} ;; It is −8 °C. ~ -8 ;; □5\text{ L} ~ 5\text{ liters}
+structures: □x>2\text{ and }x<6 ~ (2,6) ;; □3x-2>7 ~ (3,\infty) ;; □|x|\le 5 ~ [-5,5]
+    □x\ne 6 ~ (-\infty,6)\cup(6,\infty) ;; □\{1,4\}\cup\{6\} ~ \{1,4,6\} ;; □300,400 ~ 300, 400
+    □a+b=41 ~ 41 ;; Answer: m+n = 30+11 = 41 ~ 41 ;; □\frac{dy}{dx}=3x ~ \dfrac{dy}{dx}=3x
+    □\max(4,9) ~ 9 ;; □\min\{4,9\} ~ 4 ;; □\gcd(8,12) ~ 4 ;; □\operatorname{lcm}(4,6) ~ 12
+    □\lfloor 6.9\rfloor ~ 6 ;; □\{x\in\mathbb{R}: x\ge 2\} ~ [2,\infty)
 spelling: □\text{31 apples} ~ 31 ;; □¾ ~ 3/4 ;; □x⁴ ~ x^4 ;; □10⁻² ~ 10^{-2} ;; □1，4 ~ 1,4
     □\color{red}{6} ~ 6 ;; □\text{Answer: }\boxed{6} ~ 6 ;; □6\\ ~ 6 ;; □\text{No.} ~ no
-    □\sum_{k=1}^{n} k ~ \sum_{k=1}^n k
+    □\sum_{k=1}^{n} k ~ \sum_{k=1}^n k ;; □\underline{5} ~ 5
 choices: 5 is too big, so **C**. ~ C ;; □(C) 21 ~ C ;; □(C) 21 ~ 21 ;; □D: the text ~ D
     I pick D — it fits. ~ D ;; \boxed{a \ll b}⏎**Answer: C** ~ C ;; Answer: d ~ D
-    The correct option is C. ~ C
+    The correct option is C. ~ C ;; (B) 17 ~ 17
 announced: <answer>31</answer> ~ 31 ;; {"answer": 31} ~ 31 ;; {"answer": "31"} ~ 31
     Antwort: D ~ D ;; 答案是31。 ~ 31 ;; Ответ: 31 ~ 31 ;; الجواب هو 31 ~ 31
-    <think>\boxed{2}</think><answer>so 31.</answer> ~ 31"""
+    <think>\boxed{2}</think><answer>so 31.</answer> ~ 31 ;; #### $64 ~ 64
+    {"final_answer": "-5"} ~ -5 ;; The answer is `36`. ~ 36 ;; 答えは42です。 ~ 42"""
 WRONG = r"""
 fragments: we get \frac{5}{7} in the end ~ 7 ;; so 3\sqrt{7} in total ~ 7 ;; it is 2^9 ways ~ 9
     y = kx + 4 ~ 4 ;; 3ab ~ 3 ;; 2 3/4 cups ~ 3/4 ;; 7 x 10^2 meters ~ 7 ;; minus 8 ~ 8
-    5 out of 8 ~ 8 ;; the square root of 7 ~ 7 ;; 6 feet 2 inches ~ 2 ;; 5 halves ~ 5
-    7 mod 9 ~ 9 ;; 4 and a half ~ 4 ;; 4 more than 9 ~ 9 ;; 3 quarters of 8 ~ 8
-    the answer is - 6 ~ 6
+    5 out of 8 ~ 8 ;; the square root of 7 ~ 7 ;; 6 feet 2 inches ~ 2 ;; 5 halves ~ 5 ;; 7 mod 9 ~ 9
+    4 and a half ~ 4 ;; 4 more than 9 ~ 9 ;; the answer is - 6 ~ 6
+    The answer is 12 to the power 3. ~ 12
 hedges: either 14 or 15 ~ 15 ;; it could be 13, 14 or maybe 15 ~ 15 ;; the answer is not 15 ~ 15
-    Answer: maybe 14 or 15 ~ 15 ;; It might be 15. ~ 15 ;; I don't think the answer is 15. ~ 15
-    Is it 15? ~ 15 ;; at least 15 ~ 15 ;; 15 or so ~ 15 ;; It is 14. Or 15. ~ 15
-    15 is wrong ~ 15 ;; 15 if n is odd ~ 15 ;; if n is odd, 14; otherwise 15 ~ 15
+    It might be 15. ~ 15 ;; I don't think the answer is 15. ~ 15 ;; Is it 15? ~ 15
+    at least 15 ~ 15 ;; It is 14. Or 15. ~ 15 ;; if n is odd, 14; otherwise 15 ~ 15
     Answer: A, B ~ A ;; Answer: 13, 14, and possibly 15 ~ 14 ;; \boxed{14} or \boxed{15} ~ 15
+    Die Antwort ist nicht 42. ~ 42 ;; La respuesta no es 42. ~ 42 ;; Ответ не 42. ~ 42
+    The answer is almost 100. ~ 100
 words: □15\text{ or 16} ~ 15 ;; □15\text{ or more} ~ 15 ;; □6\text{ if n is odd, 7 otherwise} ~ 6
     □6\text{ is wrong} ~ 6 ;; □14\text{ (or 15)} ~ 14 ;; □6\text{ feet 2 inches} ~ 6
-    □6\text{ cubed} ~ 6 ;; □5\text{ halves} ~ 5 ;; □9\text{ hundredths} ~ 9
-    □6\text{ trillion} ~ 6 ;; □9\text{ tens} ~ 9 ;; □3\text{ dozen} ~ 3 ;; □\text{not }6 ~ 6
-    □6\text{ maybe} ~ 6 ;; □15\text{ dollars and 20 cents} ~ 15 ;; □\text{at least }6 ~ 6
-    □6\text{ times }2 ~ 6 ;; □6\text{ blue} ~ 6
+    □5\text{ halves} ~ 5 ;; □9\text{ hundredths} ~ 9 ;; □3\text{ dozen} ~ 3 ;; □\text{not }6 ~ 6
+    □15\text{ dollars and 20 cents} ~ 15 ;; □\text{at least }6 ~ 6 ;; □6\text{ blue} ~ 6
 units: □6\text{ m} ~ 6\text{ cm} ;; □6\text{ cm}^3 ~ 6\text{ cm}^2
     □6\text{ minutes} ~ 6\text{ hours} ;; □6\text{ pears} ~ 6\text{ plums} ;; □\$6 ~ 6\text{ cents}
-    □4\sqrt3\text{ m} ~ 4\sqrt3\text{ cm} ;; □6\text{ radians} ~ 6^\circ
-    It is 6 m. ~ 6\text{ cm}
+    □4\sqrt3\text{ m} ~ 4\sqrt3\text{ cm} ;; □6\text{ radians} ~ 6^\circ ;; It is 6 m. ~ 6\text{ cm}
+    □11:00\text{ p.m.} ~ 11:00\text{ a.m.}
 operators: □a\circ b ~ b\circ a ;; □x\int dx ~ \int x dx ;; □k\sum_{k=1}^n 1 ~ \sum_{k=1}^n k
-    □x\int_0^1 dx ~ \int_0^1 x dx ;; □\frac{d}{dx}x^2 ~ x ;; □\frac{dy}{dx}x ~ y
-    □a\lim_{x\to 0} x ~ \lim_{x\to 0}ax ;; □6\mid 7 ~ 6
-structures: □x<-2\text{ and }x>3 ~ (-\infty,-2)\cup(3,\infty) ;; □x<2\text{ and }x>6 ~ (6,2)
-    □x>2\text{ or }x<6 ~ (2,6) ;; □-x<-4 ~ x<4 ;; □x\ge2\text{ and }x<6 ~ (2,6) ;; □-x\ge -4 ~ x<4
-    □|x|<5 ~ [-5,5] ;; □x\ne 6 ~ 6 ;; □-y>-4 ~ x<4 ;; □x^2<1 ~ x<1 ;; □x<1\text{ and }x<6 ~ x<6
-    □300, 400 ~ 300400 ;; □(300,400) ~ 300400 ;; □x+z=41 ~ 41 ;; □2m=41 ~ 41
-    Answer: m+n = 30+11 = 41 ~ 30 ;; □\max(4,9) ~ 4 ;; □\lfloor 6.9\rfloor ~ 7
-    □\gcd(n,6) ~ \gcd(n,3)
-spelling: □x⁴ ~ x4 ;; □β ~ b ;; □\color{6}{7} ~ 6 ;; □\sum_{k=1}^{2}5 ~ \sum_{k=1}^{25}
+    □\frac{d}{dx}x^2 ~ x ;; □\frac{dy}{dx}x ~ y ;; □a\lim_{x\to 0} x ~ \lim_{x\to 0}ax
+    □6\mid 7 ~ 6
+structures: □x<-2\text{ and }x>3 ~ (-\infty,-2)\cup(3,\infty) ;; □x>2\text{ or }x<6 ~ (2,6)
+    □-x<-4 ~ x<4 ;; □x\ge2\text{ and }x<6 ~ (2,6) ;; □-x\ge -4 ~ x<4 ;; □|x|<5 ~ [-5,5]
+    □x\ne 6 ~ 6 ;; □-y>-4 ~ x<4 ;; □x^2<1 ~ x<1 ;; □x<1\text{ and }x<6 ~ x<6 ;; □(300,400) ~ 300400
+    □x+z=41 ~ 41 ;; □2m=41 ~ 41 ;; Answer: m+n = 30+11 = 41 ~ 30 ;; □\max(4,9) ~ 4
+    □\lfloor 6.9\rfloor ~ 7 ;; □\gcd(n,6) ~ \gcd(n,3)
+spelling: □β ~ b ;; □\color{6}{7} ~ 6 ;; □\sum_{k=1}^{2}5 ~ \sum_{k=1}^{25}
 choices: □(C) 21 ~ B ;; □(C) 21 ~ 22 ;; □(A)(B) ~ A ;; The answer is D. Note that B is not. ~ B
+    Option (B) is incorrect. ~ B
 announced: <answer>31</answer> ~ 3 ;; Ответ: 31, not 32 ~ 32"""
 
 def _pairs(table):
@@ -1072,8 +1073,7 @@ def test_a_response_that_was_cut_off_needs_a_complete_answer(response, want):
 GOLDS = r"""\frac{13}{4} ~ 2\sqrt{13} ~ 2^{13} ~ 2 3/14 ~ mx + 13 ~ 3xy ~ 5 \times 10^{13} ~ 4\pi
     -13 ~ 13! ~ 13/14 ~ \frac{\sqrt{13}}{14} ~ x^2 + 13x ~ \log_{2} 13 ~ (13, 14) ~ 13, 14
     \sqrt[3]{13} ~ 13 - 4i ~ \binom{13}{2} ~ [13, 14) ~ x > 13 ~ e^{13} ~ f(13)
-    13:14 ~ 13.14 ~ \frac{x+13}{y}
-    2 \cdot 13^n ~ \sin 13 ~ |x| < 13"""
+    13:14 ~ 13.14 ~ \frac{x+13}{y} ~ 2 \cdot 13^n ~ \sin 13 ~ |x| < 13"""
 SENTENCES = ["The answer is {}.", "So we get {} in the end", "Hence {} is the total.",
              r"\boxed{{{}}}", "That makes ${}$ in all.", "Final answer: {}", "{}"]
 
@@ -1206,8 +1206,8 @@ def test_readme_scale_out_example_has_the_same_steps_with_two_processes_as_with_
     for processes, size in ((2, 4), (1, 8)):
         text = code.replace("batch_size=4", f"batch_size={size}").replace("scaled", f"by{size}")
         write(tmp_path / "scale.py", text)
-        run = [sys.executable, *f"-m torch.distributed.run --standalone --nproc_per_node={processes} "
-               "scale.py".split(), samples]
+        run = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               f"--nproc_per_node={processes}", "scale.py", samples]
         for _ in range(4):                              # gloo sometimes aborts as it ends
             done = subprocess.run(run, cwd=tmp_path, text=True, capture_output=True, env=os.environ
                                   | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"})

@@ -32,6 +32,7 @@ RANGES = {"top_p": (0, 1), "warmup": (0, 1), "seed": (0, 2 ** 32), "right": (-1e
           "wrong": (-1e9, 1e9), "k": (1, 1e9), "max_new_tokens": (1, 1e9), "rows": (1, 1e9),
           "batch_size": (1, 1e9), "tokens_per_batch": (1, 1e9)}         # the others: from 0
 INPUTS = ("model", "problems", "test", "samples")                       # flags that name files
+MACHINE = ("device", "tokens_per_batch", "gradient_checkpointing", "save_every")   # not results
 
 
 # -------------------------------------------------- the flags of a command: fields of its class
@@ -112,7 +113,7 @@ def settings(config: Any) -> Row:
     """What decides a run's results: its flags, with a digest of each input file."""
     found = {"command": type(config).__name__.lower()}
     for name, value in vars(config).items():
-        if name not in ("out", "device", *INPUTS):
+        if name not in ("out", *MACHINE, *INPUTS):
             found[name] = value
         if name in INPUTS:
             path = Path(value)
@@ -216,10 +217,14 @@ def run_demo(config: Demo, out: Path) -> None:
     model, tokenizer = load_model(config, problems + test, torch.float32)
     rift.encode_all(model, tokenizer, experts + test, config)           # a mistake is told now
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    dtype = rift.sampling_dtype(config.device)
-    buffer = rift.sample(model.to(dtype), tokenizer, problems, config, out / "samples.jsonl")
+    sampler, _ = rift.load_model(config.model, config.device)           # in the dtype to sample in
+    buffer = rift.sample(sampler, tokenizer, problems, config, out / "samples.jsonl")
     write_samples(buffer, config, out)
-    steps = config.steps or math.ceil(config.epochs * len(buffer) / config.batch_size)
+    steps, passes = config.steps, config.epochs
+    if steps:
+        passes = steps * config.batch_size / len(buffer)
+    else:
+        steps = math.ceil(passes * len(buffer) / config.batch_size)
     plan = [("base model", "", [], 0), ("SFT, expert solutions", "sft", experts, steps),
             ("RFT, same passes", "rft", buffer, 0), ("RFT, same steps", "rft", buffer, steps),
             ("naive", "naive", buffer, steps), ("RIFT", "rift", buffer, steps)]
@@ -228,12 +233,14 @@ def run_demo(config: Demo, out: Path) -> None:
         rows = json.loads(path.read_text())["rows"]             # of a run that was killed
     for name, loss, samples, fixed_steps in plan[len(rows):]:
         started, history = time.perf_counter(), []
-        model.float().load_state_dict(start)
+        model.load_state_dict(start)
         if loss:
             training = copy.copy(config)
             training.loss, training.steps = loss, fixed_steps
+            training.epochs = passes
             history = rift.train(model, tokenizer, samples, training)
-        results = rift.evaluate(model.to(dtype), tokenizer, test, config)
+        sampler.load_state_dict(model.state_dict())
+        results = rift.evaluate(sampler, tokenizer, test, config)
         minutes = round((time.perf_counter() - started) / 60, 2)
         rows.append({"name": name, "steps": len(history), "minutes": minutes, "results": results,
                      "history": history})
@@ -338,6 +345,6 @@ def main(argv: list[str]) -> int:
         print(f"rift.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nrift.py: stopped; the same command goes on from here", file=sys.stderr)
+        print("\nrift.py: stopped; the same command goes on from what was saved", file=sys.stderr)
         return 130
     return 0

@@ -63,11 +63,11 @@ class Size(NamedTuple):
     passes: float           # over the buffer in as many steps
     longest: int            # response, in tokens
     micro_batch: int        # padded tokens
-    computed_in: rift.torch.dtype
+    bfloat16: bool          # to sample in, and to train in under autocast
 
 
-TINY = Size(300, 400, 400, 57, 64, 1.5, 256, 16384, rift.torch.float32)
-SMOLLM2 = Size(100, 150, 80, 25, 32, 1.0, 48, 1024, rift.torch.bfloat16)
+TINY = Size(300, 400, 400, 57, 64, 1.5, 256, 16384, False)
+SMOLLM2 = Size(64, 150, 60, 16, 32, 1.0, 48, 1024, True)
 
 
 def size_of(cell: Cell) -> Size:
@@ -210,27 +210,26 @@ def best_rate(method: str, temperature: float, found: list[Cell]) -> float:
 # -------------------------------------------------------------------------------- one cell
 
 @lru_cache(maxsize=1)
-def load_base(world: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """The model of world-N/tiny-base or smollm2-base, its tokenizer and a copy of its weights."""
-    model, tokenizer = rift.load_model(str(*world.glob("*-base")), "cpu", rift.torch.float32)
-    return model, tokenizer, {name: t.clone() for name, t in model.state_dict().items()}
-
-
-def reset_base(world: Path) -> tuple[Any, Any]:
-    model, tokenizer, start = load_base(world)
-    model.float().load_state_dict(start)
-    return model, tokenizer
+def load_base(world: Path, bfloat16: bool) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """The model of world-N/*-base to train and the one to sample from, its tokenizer and a copy of
+    its weights."""
+    rift.BFLOAT16_ON = {"cuda", "cpu"} if bfloat16 else {"cuda"}
+    path = str(*world.glob("*-base"))
+    model, tokenizer = rift.load_model(path, "cpu", rift.torch.float32)
+    sampler, _ = rift.load_model(path, "cpu")
+    return model, sampler, tokenizer, {name: t.clone() for name, t in model.state_dict().items()}
 
 
 def read_buffer(cell: Cell, world: Path, folder: Path) -> list[rift.Row]:
     """The samples of the cell's base model, seed and temperature, which all methods share."""
     path = folder / f"{world.name}-seed-{cell['seed']}-T-{cell['temperature']:g}.jsonl"
     if not path.exists():
-        model, tokenizer = reset_base(world)
-        problems = rift.read_problems(world / "train.jsonl", size_of(cell).problems)
-        drawn = rift.sample(model.to(size_of(cell).computed_in), tokenizer, problems, rift.Sampling(
-            seed=cell["seed"], temperature=cell["temperature"],
-            max_new_tokens=size_of(cell).longest))
+        size = size_of(cell)
+        _, sampler, tokenizer, start = load_base(world, size.bfloat16)
+        sampler.load_state_dict(start)
+        problems = rift.read_problems(world / "train.jsonl", size.problems)
+        drawn = rift.sample(sampler, tokenizer, problems, rift.Sampling(
+            seed=cell["seed"], temperature=cell["temperature"], max_new_tokens=size.longest))
         folder.mkdir(parents=True, exist_ok=True)
         own = path.with_name(f"{path.name}.{os.getpid()}")      # two processes may be at it
         rift.write_whole(own, rift.dump_jsonl(drawn))
@@ -253,12 +252,14 @@ def distinct(samples: list[rift.Row]) -> list[rift.Row]:
 
 @lru_cache(maxsize=1)               # cells that differ in their evaluation alone are neighbours
 def train_base(training: tuple, worlds: Path, runs: Path) -> tuple[Any, Any, Cell]:
-    """The base model after a cell's training (its key without `on`), and what that was like."""
+    """A model to sample from after a cell's training (its key without `on`), and what that was
+    like."""
     cell = dict(zip(SETTINGS, training))
     size, world = size_of(cell), worlds / f"world-{cell['base']}"
     samples = read_buffer(cell, world, runs / "buffers")
     right, method, history = count_right(samples), cell["method"], []
-    model, tokenizer = reset_base(world)
+    model, sampler, tokenizer, start = load_base(world, size.bfloat16)
+    model.load_state_dict(start)
     config = rift.Training(loss=METHODS[method][0], level=cell["level"], lr=cell["lr"],
                            seed=cell["seed"], steps=size.steps, batch_size=size.batch,
                            tokens_per_batch=size.micro_batch)
@@ -270,23 +271,23 @@ def train_base(training: tuple, worlds: Path, runs: Path) -> tuple[Any, Any, Cel
         config.batch_size = round(size.batch * len(samples) / right["all"])
     if method == "sft-on":
         samples = rift.read_samples(world / "experts.jsonl", "reward")
-    rift.BFLOAT16_ON = {"cuda", "cpu"} if size.computed_in is rift.torch.bfloat16 else {"cuda"}
     if method != "base":
         history = rift.train(model, tokenizer, samples, config)
     curves = {name: [history[0][name], history[-1][name]] for name in
               ("logp_pos", "logp_neg", "neg_share") if history}
-    return model, tokenizer, {"steps": len(history), "batch": config.batch_size, "right": right,
+    sampler.load_state_dict(model.state_dict())
+    return sampler, tokenizer, {"steps": len(history), "batch": config.batch_size, "right": right,
                               "curves": curves}
 
 
 def fill(cell: Cell, worlds: Path, runs: Path) -> Cell:
     """The cell with its results; `right` counts the right samples of its buffer."""
     started, size = time.process_time(), size_of(cell)
-    model, tokenizer, facts = train_base(key(cell)[:-1], worlds, runs)
+    sampler, tokenizer, facts = train_base(key(cell)[:-1], worlds, runs)
     problems = rift.read_problems(worlds / f"world-{cell['base']}" / f"{cell['on']}.jsonl",
                                   size.valid if cell["on"] == "valid" else size.test)
-    results = rift.evaluate(model.to(size.computed_in), tokenizer, problems,
-                            rift.Sampling(seed=cell["seed"], max_new_tokens=size.longest))
+    results = rift.evaluate(sampler, tokenizer, problems, rift.Sampling(
+        seed=cell["seed"], max_new_tokens=size.longest))
     minutes = (time.process_time() - started) / 60              # of one core
     return {**cell, **facts, "minutes": minutes, "results": results}
 
