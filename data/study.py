@@ -67,7 +67,7 @@ class Size(NamedTuple):
 
 
 TINY = Size(300, 400, 400, 57, 64, 1.5, 256, 16384, False)
-SMOLLM2 = Size(64, 150, 60, 16, 32, 1.0, 48, 1024, True)
+SMOLLM2 = Size(64, 100, 60, 16, 32, 1.0, 48, 1024, True)
 
 
 def size_of(cell: Cell) -> Size:
