@@ -139,8 +139,8 @@ def sft_loss(logps: Tensor, mask: Tensor, rewards: Tensor, level: str = "sequenc
 def topr_loss(logps: Tensor, mask: Tensor, rewards: Tensor, log_mu: Tensor) -> Tensor:
     """TOPR (arXiv 2503.14286): as RIFT, with pi / mu in place of pi; RIFT is TOPR with mu = 1.
 
-    log_mu (B,): log pi of the response under the model that drew it, so that a wrong response
-    starts at full weight, however long it is. The gradient is -r min(pi / mu, 1) grad log pi.
+    log_mu (B,): log pi of the response, at temperature 1, under the model that drew it: a wrong
+    response starts at full weight, however long it is. Gradient: -r min(pi / mu, 1) grad log pi.
     """
     log_pi = log_policy(logps, mask)[0]
     log_rho = log_pi - log_mu
