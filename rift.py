@@ -172,17 +172,17 @@ def response_logps(model: Any, input_ids: Tensor, attention_mask: Tensor, mask: 
     column t of the result belongs to token t + 1. With a plain head the logits are made some rows
     at a time, and again in the backward pass, so that (N, V) of them are never held.
     """
-    where = mask[:, 1:].bool()                                                  # (B, T-1)
-    targets = input_ids[:, 1:][where]                                           # (N,)
+    is_response = mask[:, 1:].bool()                                            # (B, T-1)
+    targets = input_ids[:, 1:][is_response]                                     # (N,)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     if plain_head(model):
         output = model(**inputs, output_hidden_states=True, logits_to_keep=1)
-        hidden = output.hidden_states[-1][:, :-1][where]                        # (N, D)
+        hidden = output.hidden_states[-1][:, :-1][is_response]                  # (N, D)
         nll = head_nll(model.get_output_embeddings(), hidden, targets)
     else:
-        logits = model(**inputs).logits[:, :-1][where]                          # (N, V)
+        logits = model(**inputs).logits[:, :-1][is_response]                    # (N, V)
         nll = F.cross_entropy(at_least_float32(logits), targets, reduction="none")
-    return nll.new_zeros(where.shape).masked_scatter(where, -nll)
+    return nll.new_zeros(is_response.shape).masked_scatter(is_response, -nll)
 
 def head_nll(head: torch.nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
     """-log pi of the targets (N,) from hidden states (N, D), some rows at a time."""
@@ -384,10 +384,10 @@ def keeps_cache(model: Any) -> bool:
     return output.get("past_key_values") is cache
 
 @torch.no_grad()
-def generate(model: Any, prompts: list[list[int]], stop: list[int], vocab: int, config: Sampling,
-             rng: torch.Generator | None) -> tuple[list[list[int]], list[float]]:
-    """config.k responses to each prompt, side by side: their ids, with the `stop` id that ended
-    them, and log pi at temperature 1. Ids from `vocab` on are padding of the head, never drawn.
+def generate(model: Any, prompts: list[list[int]], stop_ids: list[int], vocab: int,
+             config: Sampling, rng: torch.Generator | None) -> tuple[list[list[int]], list[float]]:
+    """config.k responses to each prompt, side by side: their ids, with that of `stop_ids` which
+    ended them, and log pi at temperature 1. Ids from `vocab` on pad the head and are never drawn.
     Prompts are padded on the left and read once, whatever k; a finished row leaves the batch."""
     attention = pad([[1] * len(prompt) for prompt in prompts], model.device, "left")
     cache = DynamicCache(config=model.config)
@@ -404,11 +404,11 @@ def generate(model: Any, prompts: list[list[int]], stop: list[int], vocab: int, 
         logits = logits.float()
         token = choose(logits[:, :vocab], config.temperature, config.top_p, rng)            # (B,)
         log_pi[alive] += logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
-        for response, drawn in zip(alive.tolist(), token.tolist()):
-            responses[response].append(drawn)
+        for number, id in zip(alive.tolist(), token.tolist()):
+            responses[number].append(id)
         attention = F.pad(attention, (0, 1), value=1)
-        room = attention.sum(1) < context_length(model)
-        keep = (room & ~torch.isin(token, torch.tensor(stop, device=token.device))).nonzero()[:, 0]
+        ended = torch.isin(token, torch.tensor(stop_ids, device=token.device))
+        keep = (~ended & (attention.sum(1) < context_length(model))).nonzero()[:, 0]
         if len(keep) == 0:
             break
         if len(keep) < len(alive):
@@ -427,19 +427,19 @@ def sample(model: Any, tokenizer: Any, problems: list[Row], config: Sampling,
     if not keeps_cache(model):
         raise UserError(f"{model.config.model_type} models cannot be sampled with this version of "
                         "transformers; `rift.py score` takes samples made elsewhere")
-    queue = encode_all(model, tokenizer, problems, config)
-    queue.sort(key=lambda example: len(example.prompt))
+    examples = encode_all(model, tokenizer, problems, config)
+    examples.sort(key=lambda example: len(example.prompt))
     size = max(1, config.rows // config.k)                      # problems in a batch
-    batches = [queue[i:i + size] for i in range(0, len(queue), size)]
+    batches = [examples[i:i + size] for i in range(0, len(examples), size)]
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
-    stop = [id for id in (tokenizer.eos_token_id, *ends) if id is not None]
+    stop_ids = [id for id in (tokenizer.eos_token_id, *ends) if id is not None]
     vocab = max(tokenizer.get_vocab().values()) + 1
     samples, done = [], 0
     if path and path.exists():
         lines = path.read_text().split("\n")[:-1]               # a kill can leave half a line
         done = len(lines) // (size * config.k)                  # and half a batch
-        if len(lines) == len(queue) * config.k:
+        if len(lines) == len(examples) * config.k:
             done = len(batches)
         samples = [json.loads(line) for line in lines[:done * size * config.k]]
     if path:
@@ -449,8 +449,8 @@ def sample(model: Any, tokenizer: Any, problems: list[Row], config: Sampling,
         owners = [example.row for example in batches[number] for _ in range(config.k)]
         rng = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + number)
         new = []
-        for row, ids, logp in zip(owners, *generate(model, prompts, stop, vocab, config, rng)):
-            truncated = ids[-1] not in stop
+        for row, ids, logp in zip(owners, *generate(model, prompts, stop_ids, vocab, config, rng)):
+            truncated = ids[-1] not in stop_ids
             text = tokenizer.decode(ids if truncated else ids[:-1])
             new.append({**row, "response": text, "ids": ids, "logp": logp, "tokens": len(ids),
                         "truncated": truncated, "boxed": "\\boxed{" in text})
@@ -501,7 +501,7 @@ def micro_batches(examples: list[Example], tokens: int) -> Iterator[list[Example
         yield examples[-size:]
         examples = examples[:-size]
 
-def add_gradient(model: Any, examples: list[Example], config: Training) -> Row:
+def add_gradient(model: Any, examples: list[Example], config: Training) -> dict[str, float]:
     """Adds the gradient of one optimizer step to the parameters', and returns its metrics. What
     the loss is divided by is counted before the examples are cut into micro-batches, so that
     cutting does not change the gradient."""
@@ -532,7 +532,7 @@ def add_gradient(model: Any, examples: list[Example], config: Training) -> Row:
             "neg_share": (gradient[wrong].sum() / gradient.sum()).item()}
 
 def train(model: Any, tokenizer: Any, samples: list[Row], config: Training,
-          out: Path | None = None) -> list[Row]:
+          out: Path | None = None) -> list[dict[str, Any]]:
     """Fine-tunes the model in place and returns the metrics of each optimizer step.
 
     A loss or gradient that is not finite ends training before it reaches the weights; the last
@@ -543,7 +543,7 @@ def train(model: Any, tokenizer: Any, samples: list[Row], config: Training,
     batches = draw_batches(len(examples), config)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, weight_decay=config.weight_decay, fused=True)
-    history: list[Row] = []
+    history: list[dict[str, Any]] = []
     if out and (out / "checkpoint.pt").exists():
         state = torch.load(out / "checkpoint.pt", map_location=model.device, weights_only=True)
         model.load_state_dict(state["model"])
@@ -595,7 +595,7 @@ def mean_se(values: list[float]) -> list[float]:
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return [statistics.fmean(values), error]
 
-def evaluate(model: Any, tokenizer: Any, problems: list[Row], config: Sampling) -> dict[str, Row]:
+def evaluate(model: Any, tokenizer: Any, problems: list[Row], config: Sampling) -> dict[str, dict]:
     """Accuracy on all problems and on each `kind`; every figure is [mean, standard error], over
     problems, because samples of one problem are not independent. greedy: of the greedy response;
     mean@k: of config.k samples; pass@k: problems with one of k right; boxed and truncated: shares
