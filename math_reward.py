@@ -58,7 +58,7 @@ _SPELLINGS = {alias: name for name, aliases in {
     "*": r"\cdot \times \ast × ⋅ · ∗", "/": r"\div ÷ per", "-": "− – — minus negative", "+": "plus",
     "^": "**", "^2": "squared", "^3": "cubed", "'": r"\prime ′", "(": r"\langle", ")": r"\rangle",
     "<": r"\lt", "<=": r"\le \leq \leqslant ≤", ">": r"\gt", ">=": r"\ge \geq \geqslant ≥",
-    "!=": r"\ne \neq ≠", "\\degree": "°", "\\pi": "pi", "\\sqrt": "sqrt √",
+    "!=": r"\ne \neq ≠", "\\degree": "°", "\\pi": "pi", "\\sqrt": "sqrt √", r"\text{cent}": "¢",
     "\\log": r"log \lg", "=": r"\approx ≈", "\\in": "∈", "\\cup": "∪", "\\pm": "±",
     "\\emptyset": r"\varnothing ∅", "\\infty": r"infinity infty inf ∞", "\\phi": r"\varphi",
     "\\epsilon": r"\varepsilon", "and": "and", "or": "or", "*12": "dozen", "*100": "hundred",
