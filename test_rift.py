@@ -585,10 +585,11 @@ def command(capsys, *argv):
 def test_default_job_goes_on_after_a_kill(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     argv = "--train-limit 16 --limit 6 --k 2 --batch-size 4 --wrong -0.25 --out".split()
-    exact, dtypes = rift.load_model(TINY, "cpu")[0].model.rotary_emb.inv_freq, set()
+    exact, dtypes, sampled = rift.load_model(TINY, "cpu")[0].model.rotary_emb.inv_freq, set(), set()
     for name in ("generate", "add_gradient", "response_logps"):
         def spy(model, *args, true=getattr(rift, name), **batch):
             dtypes.add((true.__name__, model.dtype, torch.is_autocast_enabled("cpu")))
+            sampled.add(model.dtype is torch.bfloat16 and model.lm_head.weight.float().sum().item())
             assert torch.equal(model.model.rotary_emb.inv_freq, exact)      # not rounded on the way
             return true(model, *args, **batch)
         monkeypatch.setattr(rift, name, spy)
@@ -607,7 +608,7 @@ def test_default_job_goes_on_after_a_kill(tmp_path, capsys, monkeypatch):
     assert naive["pi_neg"] == rift_["pi_neg"] and naive["loss"] != rift_["loss"]
     assert commands.table(rows, 2) in text
     assert dtypes == {("generate", torch.bfloat16, False), ("add_gradient", torch.float32, False),
-                      ("response_logps", torch.float32, True)}
+                      ("response_logps", torch.float32, True)} and len(sampled) == 1 + 6
     assert (tmp_path / "whole" / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     path = write(tmp_path / "x.json", {"settings": {"k": 2, "wrong": -0.2}, "rows": [
         row | {"history": 2 * [{"logp_neg": None}]} for row in rows]})
@@ -919,8 +920,7 @@ def test_logps_and_gradients(family, monkeypatch, one_thread):
 # by form: answer ~ gold ;; ...  Every pair is tried both ways round. ⏎ is a line break.
 ACCEPT = r"""
 units: 5 \mathrm{~m} / \mathrm{s} ~ 5 ;; 12 apples, 3 pears ~ 12, 3 ;; 3 million ~ 3{,}000{,}000
-    5\,\mathrm{m/s} ~ 5 ;; 3\sqrt2cm ~ 3\sqrt2 ;; 30° ~ 30 degrees ;; 2516_8 ~ 2516 ;; about 5 ~ 5
-    €5 ~ 5
+    5\,\mathrm{m/s} ~ 5 ;; 3\sqrt2cm ~ 3\sqrt2 ;; 30° ~ 30 degrees ;; 2516_8 ~ 2516 ;; about €5 ~ 5
 numbers: 11,\! 234,\! 567 ~ 11234567 ;; $5$. ~ 5 ;; 12{,}345 ~ 12345 ;; 3+4=7 ~ 7 ;; −3 ~ -3
     0.30000000000000004 ~ 0.3 ;; \log_2 8 ~ 3 ;; 0.\overline{3} ~ \frac13 ;; 0.1\overline{6} ~ 1/6
     |{-3}| ~ 3 ;; 0.6666666 ~ 2/3 ;; -2\frac13 ~ -\frac73 ;; \\frac{3}{4} ~ 3/4 ;; 2\frac32 ~ 3
@@ -965,7 +965,7 @@ EXTRACT = r"""
     \boxed{1} papers, \boxed{2} bins ~ 1, 2 ;; \boxed{5}. The answer is 3 times 2. ~ 5
     <think>\boxed{1}</think> It is 2. ~ 2 ;; the answer is B because 3 > 2 ~ B ;; $f(x)$ is 19. ~ 19
     \boxed{5} and then \boxed{6 ~ 5
-    the answer is: ⏎$$⏎5⏎$$ ~ 5 ;; so \(x=1\), \(x=2\) ~ x=1, x=2 ;; at 4:30 p.m. today ~ 4:30 p.m
+    so \(x=1\), \(x=2\) ~ x=1, x=2 ;; the answer is:⏎$$⏎5⏎$$ ~ 5 ;; at 4:30 p.m. today ~ 4:30 p.m
     #### 1,234 apples ~ 1,234 ;; A. Because B is wrong ~ A ;; 6*7=42⏎#### 42 ~ 42"""
 
 # whole responses by kind: response ~ gold.  □ stands for a box around all that follows.
