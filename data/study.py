@@ -3,6 +3,8 @@ r"""The study of data/README.md: how far RIFT leads RFT, over ten base models, b
     for N in 0 1 2 3 4 5 6 7 8 9; do python data/make_data.py --seed $N --out runs/world-$N; done
     export OMP_NUM_THREADS=1                    one thread a process: the models are tiny
     python data/study.py run search bases temperature
+    python data/study.py run long-search long               base words-N: make_data.py --words 16
+    python data/study.py run pretrained-search pretrained   base smollm2: make_pretrained.py
     python data/study.py report                 prints the tables and writes data/study.json
     python data/study.py figure                 data/study.json -> data/study.png
 
@@ -22,6 +24,7 @@ and so has every method in `temperature` (3e-4 until the search has run).
 RFT has fewer samples than RIFT, so its lead is counted in three ways: `passes`, RFT with as many
 passes over its samples, so in fewer steps; `steps`, RFT with as many optimizer steps; `positives`,
 RIFT with larger batches that hold 64 right samples on average, and as many steps.
+`long` and `pretrained` are smaller, and each has its own search: their sizes and rates are below.
 RFT without the problems that have no right sample is not a row: such problems have nothing in
 RFT's batches, so it is the same training, bit for bit.
 
