@@ -393,21 +393,21 @@ def generate(model: Any, prompts: list[list[int]], stop_ids: list[int], vocab: i
     cache = DynamicCache(config=model.config)
     logits = model(input_ids=pad(prompts, model.device, "left"), attention_mask=attention,
                    position_ids=(attention.cumsum(1) - 1).clamp(min=0), past_key_values=cache,
-                   use_cache=True, logits_to_keep=1).logits[:, -1]
+                   use_cache=True, logits_to_keep=1).logits[:, -1].float()
     rows = torch.arange(len(prompts), device=model.device).repeat_interleave(config.k)
     cache.reorder_cache(rows)
     logits, attention = logits[rows], attention[rows]
     responses: list[list[int]] = [[] for _ in rows]
+    stop = torch.tensor(stop_ids, device=model.device)
     log_pi = torch.zeros(len(rows), device=model.device)
     alive = torch.arange(len(rows), device=model.device)        # the response each row writes
     for _ in range(config.max_new_tokens):
-        logits = logits.float()
         token = choose(logits[:, :vocab], config.temperature, config.top_p, rng)            # (B,)
         log_pi[alive] += logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
         for number, id in zip(alive.tolist(), token.tolist()):
             responses[number].append(id)
         attention = F.pad(attention, (0, 1), value=1)
-        ended = torch.isin(token, torch.tensor(stop_ids, device=token.device))
+        ended = torch.isin(token, stop)
         keep = (~ended & (attention.sum(1) < context_length(model))).nonzero()[:, 0]
         if len(keep) == 0:
             break
@@ -416,7 +416,7 @@ def generate(model: Any, prompts: list[list[int]], stop_ids: list[int], vocab: i
             token, alive, attention = token[keep], alive[keep], attention[keep]
         logits = model(input_ids=token[:, None], attention_mask=attention, use_cache=True,
                        position_ids=attention.sum(1, keepdim=True) - 1,
-                       past_key_values=cache).logits[:, -1]
+                       past_key_values=cache).logits[:, -1].float()
     return responses, log_pi.tolist()
 
 def sample(model: Any, tokenizer: Any, problems: list[Row], config: Sampling,
