@@ -107,7 +107,8 @@ def make_cell(base: int, seed: int, method: str, runs: Path, temperature: float 
         lr = 0.0
     elif lr is None:
         searched_as = {"naive-best": "naive", "token-best": "rift-token"}.get(method, method)
-        lr = best_rate(searched_as, temperature, read_cells("search", runs))
+        scores = searched(searched_as, temperature, read_cells("search", runs))
+        lr = best_rate(scores, RATES, 3e-4)
     level = LEVELS.get(method, "sequence")
     return dict(zip(SETTINGS, (base, seed, method, temperature, lr, wrong, level, on)))
 
@@ -174,11 +175,9 @@ def world_cells(name: str, runs: Path) -> list[Cell]:
     world, found = WORLDS[name], read_cells(f"{name}-search", runs)
     plan = [("base", -0.2, 0.0)]
     for method, wrong in world.methods:
-        scores = dict.fromkeys(world.rates, 0.0)
-        for cell in found:
-            if (cell["method"], cell["wrong"]) == (method, wrong):
-                scores[cell["lr"]] += score_of(cell)
-        plan.append((method, wrong, max(scores, key=scores.get)))
+        want = {"method": method, "wrong": wrong}
+        scores = by_rate(want, found, world.rates, len(world.bases))
+        plan.append((method, wrong, best_rate(scores, world.rates, world.rates[0])))
     return [make_cell(base, seed, method, runs, lr=lr, wrong=wrong)
             for seed in world.seeds for base in world.bases for method, wrong, lr in plan]
 
@@ -196,18 +195,24 @@ def score_of(cell: Cell, figure: str = "mean@8", kind: str = "all") -> float:
 
 
 def searched(method: str, temperature: float, found: list[Cell]) -> dict[float, float]:
-    """mean@8 on validation problems, over the bases of the search, by learning rate."""
-    scores: dict[float, list[float]] = {lr: [] for lr in RATES}
+    want = {"method": method, "temperature": temperature}
+    return by_rate(want, found, RATES, len(SEARCH_BASES))
+
+
+def by_rate(want: Cell, found: list[Cell], rates: tuple[float, ...], bases: int
+            ) -> dict[float, float]:
+    """mean@8 on validation problems, of the cells with the settings `want`: by learning rate, those
+    that all base models of the search have."""
+    scores: dict[float, list[float]] = {lr: [] for lr in rates}
     for cell in found:
-        if (cell["method"], cell["temperature"]) == (method, temperature):
+        if want.items() <= cell.items():
             scores[cell["lr"]].append(score_of(cell))
-    return {lr: statistics.fmean(values) for lr, values in scores.items()
-            if len(values) == len(SEARCH_BASES)}
+    return {lr: statistics.fmean(values) for lr, values in scores.items() if len(values) == bases}
 
 
-def best_rate(method: str, temperature: float, found: list[Cell]) -> float:
-    scores = searched(method, temperature, found)
-    return max(scores, key=scores.get) if len(scores) == len(RATES) else 3e-4
+def best_rate(scores: dict[float, float], rates: tuple[float, ...], otherwise: float) -> float:
+    """The best of the rates; `otherwise` until each has been searched."""
+    return max(scores, key=scores.get) if len(scores) == len(rates) else otherwise
 
 
 # -------------------------------------------------------------------------------- one cell
@@ -475,7 +480,7 @@ def tuned(study: Cell, method: str, temperature: float | None) -> Cell:
     if temperature is None:
         temperature = max(TEMPERATURES, default=1.0, key=lambda t: max(
             searched(method, t, study["search"]).values(), default=0))
-    rate = best_rate(method, temperature, study["search"])
+    rate = best_rate(searched(method, temperature, study["search"]), RATES, 3e-4)
     return {"method": method, "temperature": temperature, "lr": rate}
 
 
@@ -490,9 +495,9 @@ def report(study: Cell) -> None:
     rows = {}
     for t in TEMPERATURES:
         for method in SEARCHED:
-            by_rate = searched(method, t, study["search"])
-            if by_rate:
-                rows[f"{METHODS[method][1]}, T {t:g}"] = [f"{by_rate.get(lr, math.nan):.1f}"
+            scores = searched(method, t, study["search"])
+            if scores:
+                rows[f"{METHODS[method][1]}, T {t:g}"] = [f"{scores.get(lr, math.nan):.1f}"
                                                           for lr in RATES]
     print_table("search: mean@8 on validation problems of bases 0, 1, 2", RATES, rows, 9)
 
