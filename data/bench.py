@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 DATA = Path(__file__).resolve().parent
 sys.path.insert(0, str(DATA.parent))
@@ -48,12 +48,13 @@ QWEN = {"0.5B": (896, 4864, 24, 14, 2, 151_936, True),      # Qwen2.5's publishe
         "1.5B": (1536, 8960, 28, 12, 2, 151_936, True),
         "7B": (3584, 18944, 28, 28, 4, 152_064, False)}
 
-def qwen(name: str, device: str, **changes: Any) -> Any:
-    """A model of a published size, but for the changes, with random weights in float32."""
+def qwen(name: str, device: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A model of a published size, but for the changes, with random weights."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")                          # as rift.load_model
     with torch.device(device):
-        return Qwen2ForCausalLM(Qwen2Config(**dict(zip(SIZES, QWEN[name])) | changes))
+        return AutoModelForCausalLM.from_config(
+            Qwen2Config(**dict(zip(SIZES, QWEN[name])) | changes), dtype=dtype)
 
 # ---------------------------------------------------------------------- rows and their figures
 def row(name: str, metric: str, ours: float, peer: float | None, goal: str, device: str = "cpu"
@@ -208,7 +209,7 @@ def gpu(device: str = "cuda", changes: dict[str, int] = {}, response: int = 2048
             flops = speed[0] * (6 * qwen(size, "meta").num_parameters() + attention)
             yield row(name, "share of the card's peak flops (MFU)", flops / PEAK_FLOPS[card], None,
                       ">= 0.4", device)
-    model = qwen("0.5B", device, **changes).to(rift.sampling_dtype(device)).eval()
+    model = qwen("0.5B", device, rift.sampling_dtype(device), **changes).eval()
     model.generation_config.eos_token_id = list(range(0, vocabulary, 400))      # mixed lengths
     tokenizer.get_vocab = lambda: {"": vocabulary - 1}                  # all of the head is drawn
     rates = sampling_rates(model, tokenizer, [Row(problem="1+1=?")] * rows,
