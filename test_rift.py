@@ -1032,7 +1032,7 @@ choices: □(C) 21 ~ B ;; □(C) 21 ~ 22 ;; □(A)(B) ~ A ;; The answer is D. No
 announced: <answer>31</answer> ~ 3 ;; Ответ: 31, not 32 ~ 32"""
 
 def _pairs(table):
-    lines = [re.sub("^[a-z ]+:", "", line) for line in table.strip().splitlines()]
+    lines = [re.sub("^[a-z]+:", "", line) for line in table.strip().splitlines()]
     return [tuple(pair.strip().replace("⏎", "\n").split(" ~ ")) for line in lines
             for pair in line.split(";;") if " ~ " in pair]
 
