@@ -1,620 +1,826 @@
-"""RIFT, Reward-Informed Fine-Tuning (arXiv 2601.09253): the whole method in one file.
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch==2.13.0", "transformers==5.23.0", "sympy==1.14.0", "tqdm==4.70.1"]
+# ///
+"""Reward-Informed Fine-Tuning (RIFT, arXiv 2601.09253): the whole method in one file.
 
-    1. sample   k responses y to each problem x from the model pi
-    2. score    r = +1.0 if the final answer is right, -0.2 if it is wrong (math_reward.py)
-    3. train    on all (x, y, r):  L = -E_{r>0}[ r log pi(y|x) ] - E_{r<0}[ r pi(y|x) ]
+    1. Sample   k responses y to each problem x from the model pi.
+    2. Score    each response: r = +1.0 if its answer is right, r = -0.2 if it is wrong.
+    3. Train    on all of them with L = -E_{r>0}[ r log pi(y|x) ] - E_{r<0}[ r pi(y|x) ].
 
-Right responses keep the log-likelihood. For a wrong one -r log pi has no lower bound, and training
-collapses (the naive loss, Theorem 3.2); -r pi lies in [0, |r|] and its gradient with respect to pi
-is the constant -r (Theorem 3.4). Since grad pi = pi grad log pi, RIFT's gradient is naive's with
-each wrong response weighted by its own probability: what is already unlikely is left alone.
+Right responses keep the usual log-likelihood. Applied to wrong responses too (the naive loss), it
+falls without bound as pi goes to 0, and training collapses (Theorem 3.2). RIFT replaces it by
+-r pi, which stays between 0 and |r| and has the constant gradient -r with respect to pi (Theorem
+3.4). Because grad pi = pi grad log pi, this is the naive gradient with each wrong response weighted
+by its own probability: once a response is unlikely, RIFT hardly pushes it any further.
 
-    python rift.py                            five trainings on data/, some minutes on a laptop CPU
-    python rift.py sample --problems FILE     problems.jsonl -> runs/sample/samples.jsonl
-    python rift.py score --samples FILE       responses made elsewhere -> runs/score/samples.jsonl
-    python rift.py train --samples FILE       samples.jsonl -> runs/train/model, metrics.jsonl
-    python rift.py eval --test FILE           a model's accuracy -> runs/eval/results.json
+    python rift.py                            the default job: four trainings on data/, on a CPU
+    python rift.py sample --problems FILE     problems -> runs/sample/samples.jsonl
+    python rift.py train --samples FILE       samples  -> runs/train/model
+    python rift.py eval --test FILE           problems -> runs/eval/results.json, samples.jsonl
 
-Where the paper is silent: pi(y|x) is 0 in float32 for a long response, so `level` offers two other
-pi; a step is divided by its response tokens (level mean: by its samples); a response that was cut
-off is not taught to end there.
+The paper leaves three choices open. The loss of a step is divided by the number of its response
+tokens. A response that was cut off at the length limit is not taught to end there. And pi of a long
+response is almost 0, which turns RIFT into RFT: see `rift_token_loss`.
 """
-from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import random
-import signal
-import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+import time
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C during the imports: no traceback
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, TopPLogitsWarper
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from math_reward import math_reward
 
-DATA = Path(__file__).resolve().parent / "data"
+Record = dict[str, Any]  # a problem, which grows into a sample: see "data" below
+
 
 class UserError(Exception):
-    """A mistake in the input: the command line prints it as one line and exits with status 2."""
+    """A mistake in the input. The command line prints it on one line and exits with status 2."""
 
-# ------------------------------------------------------- settings: each field is a command's flag
-def flag(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+
+# ------------------------------------------------------------------------------------- settings
+# Each field is also a flag of the command line: max_new_tokens is --max-new-tokens.
+
+
+def flag(default: Any, help: str, least: float = 0, choices: Any = None) -> Any:
+    """A setting: its default, its help text, and what a number or a text is limited to."""
+    return field(default=default, metadata={"help": help, "least": least, "choices": choices})
+
 
 @dataclass
-class Common:
-    model: str = flag(str(DATA / "tiny-base"), "folder or hub name of a causal language model")
+class Settings:
+    model: str = flag("data/tiny-base", "folder or hub name of a causal language model")
     device: str = flag("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, mps, ...")
-    template: str = flag("{problem}\n", "the prompt, or a chat model's message")
-    seed: int = flag(0, "of the samples and of the order of the batches")
-    skip_unfit: bool = flag(False, "leave out rows that are too long or have an empty response")
+    dtype: str = flag("auto", "auto is bfloat16 on a GPU", choices=("auto", "float32", "bfloat16"))
+    template: str = flag("{problem}\n", r"prompt, or the user's turn in a chat; \n is a newline")
+    seed: int = flag(0, "of the random numbers in sampling, and of the order of training")
+    resume: bool = flag(False, "continue the stopped run in --out")
+    out: str = flag("", "folder to write; runs/ and the name of the command, if not given")
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value, least = getattr(self, setting.name), setting.metadata["least"]
+            if isinstance(value, int | float) and not least <= value <= 1e9:  # refuses nan, too
+                raise UserError(f"{setting.name} = {value}: must be between {least} and 1e9")
+        self.template = self.template.replace(r"\n", "\n")  # as typed in a shell
+        if "{problem}" not in self.template:
+            raise UserError(f"template = {self.template!r}: must contain {{problem}}")
+
 
 @dataclass
-class Sampling(Common):
-    limit: int = flag(0, "use the first N problems; 0 for all")
-    k: int = flag(8, "responses to each problem")
-    temperature: float = flag(1.0, "0 is greedy")
-    top_p: float = flag(1.0, "mass of the tokens sampled from")
-    max_new_tokens: int = flag(256, "longest response")
-    rows: int = flag(256, "responses generated side by side; fewer need less memory")
+class Sampling(Settings):
+    k: int = flag(8, "responses to each problem", least=1)
+    temperature: float = flag(1.0, "of sampling; 0 is greedy")
+    max_new_tokens: int = flag(64, "length limit of a response; reasoning needs 1024 or more", 1)
+    right: float = flag(1.0, "reward of a right response", least=-1e9)
+    wrong: float = flag(-0.2, "reward of a wrong response", least=-1e9)
+    parallel: int = flag(256, "responses generated at the same time; fewer need less memory", 1)
+
 
 @dataclass
-class Rewards:
-    right: float = flag(1.0, "reward of a right answer")
-    wrong: float = flag(-0.2, "reward of a wrong answer")
-
-@dataclass
-class Training(Common):
-    loss: Literal["rift", "naive", "rft", "sft", "topr"] = flag("rift", "what to minimise")
-    level: Literal["sequence", "mean", "token"] = flag("sequence", "which pi of a response")
+class Training(Settings):
     lr: float = flag(3e-4, "peak learning rate; about 1e-5 for a pretrained model")
-    epochs: float = flag(1.5, "passes over the samples")
-    steps: int = flag(0, "optimizer steps, in place of epochs")
-    batch_size: int = flag(64, "samples per optimizer step")
-    tokens_per_batch: int = flag(16384, "padded tokens per micro-batch; fewer need less memory")
-    warmup: float = flag(0.1, "share of the steps to warm up over")
-    weight_decay: float = flag(0.0, "of AdamW")
-    max_grad_norm: float = flag(1.0, "gradients are clipped at this norm; 0 is no clipping")
-    gradient_checkpointing: bool = flag(False, "less memory, more time")
-    save_every: int = flag(0, "steps between checkpoints to go on from; 0 for none")
+    epochs: float = flag(1.5, "passes over the samples, rounded up to whole batches", 0.001)
+    steps: int = flag(0, "number of optimizer steps; if it is not 0, it replaces epochs")
+    batch_size: int = flag(64, "samples in an optimizer step", least=1)
+    micro_batch_tokens: int = flag(16384, "tokens in a forward pass; fewer need less memory", 1)
+    save_every: int = flag(0, "steps between checkpoints that --resume can use; 0 is none")
 
-# ------------------------------------------------------------------------------------- losses
-# logps (B, T): log pi of each response token, in nats. mask (B, T): 1 at response tokens.
-# rewards (B,): any finite numbers. Each loss returns the loss of each sample, (B,): sum them and
-# divide by the response tokens, as add_gradient does. To copy this section you need torch only.
 
-def log_policy(logps: Tensor, mask: Tensor, level: str = "sequence") -> tuple[Tensor, Tensor]:
-    """log pi(y|x) and pi(y|x) of each response, both (B,), in float32 or better.
+# --------------------------------------------------------------------------------------- losses
+# To copy this section, copy `import torch` and `from torch import Tensor` too.
+# logps    (B, T)  log pi of each response token, in nats
+# mask     (B, T)  1 at the tokens of the response, 0 elsewhere
+# rewards  (B,)    r of each sample: positive if the response is right, negative if it is wrong
+# Each loss returns one value per sample, (B,). Add them up and divide by the response tokens.
 
-    sequence: the product of the token probabilities, as in the paper; mean: their geometric
-    mean; token: each token is a response of its own, so the sums of log pi_t and of pi_t.
-    """
-    if level not in ("sequence", "mean", "token"):
-        raise ValueError(f"level {level!r} is none of sequence, mean, token")
-    logps = at_least_float32(logps).masked_fill(mask == 0, 0)
-    log_pi = logps.sum(1)
-    if level == "token":
-        return log_pi, (logps.exp() * mask).sum(1)
-    if level == "mean":
-        log_pi = log_pi / mask.sum(1).clamp(min=1)
-    return log_pi, log_pi.exp()
 
-def rift_loss(logps: Tensor, mask: Tensor, rewards: Tensor, level: str = "sequence") -> Tensor:
-    """RIFT: -r log pi where r > 0, the bounded -r pi where r < 0 (Theorem 3.4).
+def sequence_logp(logps: Tensor, mask: Tensor) -> Tensor:
+    """log pi(y|x), the sum over the tokens of the response: (B,)."""
+    return logps.masked_fill(mask == 0, 0).sum(1)
+
+
+def rift_loss(logps: Tensor, mask: Tensor, rewards: Tensor) -> Tensor:
+    """RIFT: -r log pi where r > 0, and the bounded -r pi where r < 0 (Theorem 3.4).
 
     >>> logps, mask = torch.tensor([[-1.0], [-1.0]]), torch.ones(2, 1)
-    >>> rift_loss(logps, mask, torch.tensor([1.0, -0.2]))       # 1 and 0.2 / e
+    >>> rift_loss(logps, mask, torch.tensor([1.0, -0.2]))  # 1 and 0.2 / e
     tensor([1.0000, 0.0736])
     """
-    log_pi, pi = log_policy(logps, mask, level)
-    return torch.where(rewards > 0, -rewards * log_pi, -rewards * pi)
+    logp = sequence_logp(logps, mask)
+    return torch.where(rewards > 0, -rewards * logp, -rewards * logp.exp())
 
-def naive_loss(logps: Tensor, mask: Tensor, rewards: Tensor, level: str = "sequence") -> Tensor:
-    """-r log pi for every sign: unbounded below for r < 0 as pi -> 0 (Theorem 3.2)."""
-    return -rewards * log_policy(logps, mask, level)[0]
 
-def rft_loss(logps: Tensor, mask: Tensor, rewards: Tensor, level: str = "sequence") -> Tensor:
-    """Rejection-sampling fine-tuning: -log pi where r > 0; the rest is thrown away."""
-    return torch.where(rewards > 0, -log_policy(logps, mask, level)[0], 0)
+def rift_token_loss(logps: Tensor, mask: Tensor, rewards: Tensor) -> Tensor:
+    """RIFT with each token of a wrong response as a response of its own: -r sum_t pi_t.
 
-def sft_loss(logps: Tensor, mask: Tensor, rewards: Tensor, level: str = "sequence") -> Tensor:
-    """Supervised fine-tuning: -log pi of every sample, whatever its reward."""
-    return -log_policy(logps, mask, level)[0]
-
-def topr_loss(logps: Tensor, mask: Tensor, rewards: Tensor, log_mu: Tensor) -> Tensor:
-    """TOPR (arXiv 2503.14286): as RIFT, with pi / mu in place of pi; RIFT is TOPR with mu = 1.
-
-    log_mu (B,): log pi of the response, at temperature 1, under the model that drew it: a wrong
-    response starts at full weight, however long it is. Gradient: -r min(pi / mu, 1) grad log pi.
+    The pi of a whole response vanishes with its length: 300 tokens of 0.3 nats have pi = e^-90,
+    and RIFT is then RFT. This loss does not vanish, but it also pushes down the right tokens of a
+    wrong response. Use a small negative reward.
     """
-    log_pi = log_policy(logps, mask)[0]
-    log_rho = log_pi - log_mu
-    bounded = torch.where(log_rho > 0, 1 + log_rho, log_rho.clamp(max=0).exp())
-    return torch.where(rewards > 0, -rewards * log_pi, -rewards * bounded)
+    logp = sequence_logp(logps, mask)
+    sum_of_pi = logps.exp().masked_fill(mask == 0, 0).sum(1)
+    return torch.where(rewards > 0, -rewards * logp, -rewards * sum_of_pi)
 
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
-LOSSES = {"rift": rift_loss, "naive": naive_loss, "rft": rft_loss, "sft": sft_loss,
-          "topr": topr_loss}
+def naive_loss(logps: Tensor, mask: Tensor, rewards: Tensor) -> Tensor:
+    """-r log pi whatever the sign of r. Unbounded below for r < 0, as pi -> 0 (Theorem 3.2)."""
+    return -rewards * sequence_logp(logps, mask)
 
-# ------------------------------------------------- log-probabilities without the full logits
-LOGITS_AT_ONCE = 2 ** 26        # numbers held at a time (256 MB); 4 times as many on a GPU
 
-@lru_cache(maxsize=1)
-def plain_head(model: Any) -> bool:
-    """Whether the logits are head(hidden) and nothing else: no scale, no soft cap, no adapter."""
-    head, ids = model.get_output_embeddings(), torch.arange(2, device=model.device)[None]
-    with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-        output = model(input_ids=ids, output_hidden_states=True, use_cache=False)
-        logits = head(output.hidden_states[-1]).to(output.logits.dtype)
-    return type(head) is torch.nn.Linear and torch.equal(logits, output.logits)
+def rft_loss(logps: Tensor, mask: Tensor, rewards: Tensor) -> Tensor:
+    """Rejection-sampling fine-tuning (RFT): -log pi where r > 0. Wrong responses are thrown away.
+    On expert solutions with a reward of 1, this is supervised fine-tuning (SFT)."""
+    return torch.where(rewards > 0, -sequence_logp(logps, mask), 0)
 
-def response_logps(model: Any, input_ids: Tensor, attention_mask: Tensor, mask: Tensor) -> Tensor:
-    """log pi(token | all before it) at response tokens, 0 elsewhere: (B, T-1), in nats.
 
-    input_ids, attention_mask and mask (true at response tokens) are (B, T), padded on the right;
-    column t of the result belongs to token t + 1. With a plain head the logits are made some rows
-    at a time, and again in the backward pass, so that (N, V) of them are never held.
+LOSSES = {"rift": rift_loss, "rift-token": rift_token_loss, "naive": naive_loss, "rft": rft_loss}
+
+# ------------------------------------------------------------------------------------- training
+
+
+def add_gradient(model, samples: list[Record], config: Training, loss, head) -> dict[str, Any]:
+    """Adds the gradient of one optimizer step to the parameters, and returns the step's metrics.
+
+    The loss is divided by the response tokens of the whole step, so that the size of the
+    micro-batches does not change the gradient. "pos" means r > 0 and "neg" means r < 0.
     """
-    is_response = mask[:, 1:].bool()                                            # (B, T-1)
-    targets = input_ids[:, 1:][is_response]                                     # (N,)
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    if plain_head(model):
-        output = model(**inputs, output_hidden_states=True, logits_to_keep=1)
-        hidden = output.hidden_states[-1][:, :-1][is_response]                  # (N, D)
-        nll = head_nll(model.get_output_embeddings(), hidden, targets)
-    else:
-        logits = model(**inputs).logits[:, :-1][is_response]                    # (N, V)
-        nll = F.cross_entropy(at_least_float32(logits), targets, reduction="none")
-    return nll.new_zeros(is_response.shape).masked_scatter(is_response, -nll)
-
-def head_nll(head: torch.nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
-    """-log pi of the targets (N,) from hidden states (N, D), some rows at a time."""
-    def chunk_nll(hidden: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="none")
-
-    hidden, weight = at_least_float32(hidden), at_least_float32(head.weight)
-    bias = None if head.bias is None else at_least_float32(head.bias)
-    at_once = LOGITS_AT_ONCE * (4 if hidden.is_cuda else 1)
-    rows = max(1, min(len(hidden), at_once // len(weight)))
-    with torch.autocast(hidden.device.type, enabled=False):
-        if hasattr(F, "linear_cross_entropy"):                                  # torch 2.13
-            return F.linear_cross_entropy(
-                hidden, weight, targets, linear_bias=bias, reduction="none",
-                options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows,
-                                                           chunking_method=None))
-        chunks = zip(hidden.split(rows), targets.split(rows))
-        return torch.cat([checkpoint(chunk_nll, *chunk, use_reentrant=False) for chunk in chunks])
-
-# -------------------------------------------------------------------- data: JSONL in, batches out
-# A problem has `problem` (or `question`) and `answer`, or a `solution` with the answer in a box. A
-# sample has a problem, or a `prompt` to take as it is, a `response` (or `completion`) and a
-# `reward`; `truncated`: it was cut off at the length limit; `ids`: its tokens as they were drawn;
-# `logp`: their log pi then. Other fields pass through.
-
-class Row(dict):
-    """A JSON object. `where` it stands, file:line, is for messages."""
-    where: str
-
-class Example(NamedTuple):
-    """A row as the model reads it: token ids of its prompt and its response."""
-    row: Row
-    prompt: list[int]
-    response: list[int]
-
-def read_jsonl(path: str | Path) -> list[Row]:
-    rows, where = [], path
-    try:
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):
-            where = f"{path}:{number}"
-            if line.strip():
-                rows.append(Row({**json.loads(line)}))              # ** refuses what is no object
-                rows[-1].where = where
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{where}: not a JSON object ({error}); data/convert.py reads other forms"
-                        ) from None
-    if not rows:
-        raise UserError(f"{path}: empty; one JSON object a line is needed")
-    return rows
-
-def dump_jsonl(rows: Iterable[Row]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-def text_field(row: Row, *names: str, blank: bool = False) -> str:
-    """The first of these fields that is there, as text; UserError if it is none, or `blank`."""
-    value = next((row[name] for name in names if row.get(name) is not None), None)
-    if type(value) not in (str, int, float) or not (blank or str(value).strip()):
-        raise UserError(f"{row.where}: `{'` or `'.join(names)}` must be text that is not empty, in "
-                        f"{json.dumps(row)[:60]} ...; data/convert.py reads other forms")
-    return str(value)
-
-def read_problems(path: str | Path, limit: int = 0) -> list[Row]:
-    """Problems from JSONL; GSM8K's, MATH's and MATH-500's published files read as they are."""
-    rows = read_jsonl(path)[:limit or None]
-    for row in rows:
-        row["problem"] = text_field(row, "problem", "question")
-        text_field(row, "prompt", "problem")                    # its own prompt, if it has one
-        answer = text_field(row, "answer", "solution")          # math_reward reads either
-        if row.get("answer") is None and "\\boxed" not in answer:
-            raise UserError(f"{row.where}: no `answer`, and no \\boxed{{}} in `solution`")
-        row["answer"] = answer
-    return rows
-
-def read_samples(path: str | Path, need: str) -> list[Row]:
-    """Samples from JSONL. Each has a problem or a prompt, a response, and what is the `need`: a
-    finite `reward`, an `answer`, or nothing more."""
-    rows = read_jsonl(path)
-    for row in rows:
-        text_field(row, "prompt", "problem", "question")        # text, whichever it is
-        row["problem"] = text_field(row, "problem", "question", "prompt")
-        row["response"] = text_field(row, "response", "completion", blank=True)
-        if need == "answer":
-            row["answer"] = text_field(row, "answer", "solution")
-        number = type(row.get("reward")) in (int, float) and abs(row["reward"]) < 3e38  # of float32
-        if need == "reward" and not number:
-            raise UserError(f"{row.where}: `reward` must be a finite number; `rift.py score` gives "
-                            "one to each response")
-    return rows
-
-def encode(tokenizer: Any, row: Row, template: str = "{problem}\n") -> Example:
-    """Token ids of the prompt, and of the response (if any) with its end-of-sequence token."""
-    text, chat = str(row.get("prompt") or ""), False
-    if not text:
-        text, chat = template.replace("{problem}", row["problem"]), bool(tokenizer.chat_template)
-    if chat:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": text.strip()}],
-                                             tokenize=False, add_generation_prompt=True)
-    rendered = chat or (bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token))
-    prompt, eos = tokenizer(text, add_special_tokens=not rendered).input_ids, tokenizer.eos_token_id
-    if prompt[-1:] == [eos] and not text.endswith(tokenizer.eos_token):
-        prompt.pop()                                            # some tokenizers end every text
-    if "ids" in row:
-        return Example(row, prompt, row["ids"])                 # as the model drew them
-    response = tokenizer(row.get("response", ""), add_special_tokens=False).input_ids
-    if "response" in row and not row.get("truncated") and response[-1:] != [eos]:
-        response.append(eos)
-    return Example(row, prompt, response)
-
-def encode_all(model: Any, tokenizer: Any, rows: list[Row], config: Common) -> list[Example]:
-    """The rows that the model can take. UserError at another, unless config.skip_unfit."""
-    examples, limit = [], context_length(model)
-    for row in rows:
-        example, reason = encode(tokenizer, row, config.template), ""
-        length = len(example.prompt) + max(1, len(example.response))
-        if length > limit:
-            reason = f"{length} tokens, but the model's context is {limit}"
-        elif row.get("response") == "" and row.get("truncated") is not False:   # not drawn so
-            reason = "an empty response"
-        elif "ids" in row and not tokenizer.decode(example.response).startswith(row["response"]):
-            reason = "`ids` of another tokenizer; take them out to train on the text"
-        if not reason:
-            examples.append(example)
-        elif not config.skip_unfit:
-            where = getattr(row, "where", "a row")
-            raise UserError(f"{where}: {reason}. --skip-unfit leaves such rows out")
-    if not examples:
-        raise UserError(f"none of {len(rows)} rows fits")
-    if len(examples) < len(rows):
-        print(f"note: {len(rows) - len(examples)} of {len(rows)} rows do not fit and are left out")
-    return examples
-
-def context_length(model: Any) -> int:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-
-def pad(rows: list[list[int]], device: torch.device, side: str = "right") -> Tensor:
-    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True,
-                        padding_side=side).to(device)
-
-def collate(examples: list[Example], device: torch.device) -> dict[str, Tensor]:
-    """input_ids, attention_mask and mask (true at the response), all (B, T), padded on the right.
-    The masks come from lengths, so EOS is trained also where it is the padding token."""
-    ids = [example.prompt + example.response for example in examples]
-    mask = [[0] * len(example.prompt) + [1] * len(example.response) for example in examples]
-    return {"input_ids": pad(ids, device), "mask": pad(mask, device).bool(),
-            "attention_mask": pad([[1] * len(row) for row in ids], device)}
-
-def write_whole(path: Path, write: str | Callable[[Path], Any]) -> None:
-    """A text, or what a function makes at a path, put at `path`: whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        if isinstance(write, str):
-            part.write_text(write, encoding="utf-8")
-        else:
-            write(part)
-        os.replace(part, path)
-    except Exception as error:                                  # torch's and safetensors' too
-        raise UserError(f"{path}: cannot be written ({error})") from None
-
-# ----------------------------------------------------------------------------- sampling loop
-def load_model(path: str, device: str, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
-    """Model and tokenizer from a folder or the hub, by default in the dtype to sample in."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype or sampling_dtype(device)).to(device)
-        if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no end-of-sequence token to stop at")
-    except Exception as error:                                  # transformers raises any kind
-        raise UserError(f"{path}: no folder or hub name of a model that loads on {device} "
-                        f"({repr(error)[:200]})") from None
-    torch.set_flush_denormal(True)                              # a CPU is slow where pi vanishes
-    torch.set_float32_matmul_precision("high")                  # TF32 on CUDA, for the head
-    return model.eval(), tokenizer
-
-BFLOAT16_ON = {"cuda"}      # devices that sample in bfloat16, and train in it on float32 weights
-def sampling_dtype(device: str) -> torch.dtype:
-    return torch.bfloat16 if torch.device(device).type in BFLOAT16_ON else torch.float32
-
-def choose(logits: Tensor, temperature: float, top_p: float, rng: torch.Generator) -> Tensor:
-    """The next token of each row, (B,), from logits (B, V)."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / temperature
-    if top_p < 1:
-        logits = TopPLogitsWarper(top_p)(None, logits)
-    return torch.multinomial(logits.softmax(-1), 1, generator=rng).squeeze(1)
-
-@torch.no_grad()
-def keeps_cache(model: Any) -> bool:
-    """Whether the model goes on from the cache that it is handed. Mamba and RWKV do not."""
-    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    try:
-        cache = DynamicCache(config=model.config)
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
-    except (AttributeError, KeyError, TypeError, ValueError):   # it wants one of its own kind
-        return False
-    return output.get("past_key_values") is cache
-
-@torch.no_grad()
-def generate(model: Any, prompts: list[list[int]], stop_ids: list[int], vocab: int,
-             config: Sampling, rng: torch.Generator | None) -> tuple[list[list[int]], list[float]]:
-    """config.k responses to each prompt, side by side: their ids, with that of `stop_ids` which
-    ended them, and log pi at temperature 1. Ids from `vocab` on pad the head and are never drawn.
-    Prompts are padded on the left and read once, whatever k; a finished row leaves the batch."""
-    attention = pad([[1] * len(prompt) for prompt in prompts], model.device, "left")
-    cache = DynamicCache(config=model.config)
-    logits = model(input_ids=pad(prompts, model.device, "left"), attention_mask=attention,
-                   position_ids=(attention.cumsum(1) - 1).clamp(min=0), past_key_values=cache,
-                   use_cache=True, logits_to_keep=1).logits[:, -1].float()
-    rows = torch.arange(len(prompts), device=model.device).repeat_interleave(config.k)
-    cache.reorder_cache(rows)
-    logits, attention = logits[rows], attention[rows]
-    responses: list[list[int]] = [[] for _ in rows]
-    stop = torch.tensor(stop_ids, device=model.device)
-    log_pi = torch.zeros(len(rows), device=model.device)
-    alive = torch.arange(len(rows), device=model.device)        # the response each row writes
-    for _ in range(config.max_new_tokens):
-        token = choose(logits[:, :vocab], config.temperature, config.top_p, rng)            # (B,)
-        log_pi[alive] += logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
-        for number, id in zip(alive.tolist(), token.tolist()):
-            responses[number].append(id)
-        attention = F.pad(attention, (0, 1), value=1)
-        ended = torch.isin(token, stop)
-        keep = (~ended & (attention.sum(1) < context_length(model))).nonzero()[:, 0]
-        if len(keep) == 0:
-            break
-        if len(keep) < len(alive):
-            cache.reorder_cache(keep)
-            token, alive, attention = token[keep], alive[keep], attention[keep]
-        logits = model(input_ids=token[:, None], attention_mask=attention, use_cache=True,
-                       position_ids=attention.sum(1, keepdim=True) - 1,
-                       past_key_values=cache).logits[:, -1].float()
-    return responses, log_pi.tolist()
-
-def sample(model: Any, tokenizer: Any, problems: list[Row], config: Sampling,
-           path: Path | None = None) -> list[Row]:
-    """config.k responses to each problem, shortest prompts first. With a path each batch is
-    appended to that JSONL as it comes, and a file that a killed run left is gone on from: a
-    batch's random numbers depend on the seed and its number alone."""
-    if not keeps_cache(model):
-        raise UserError(f"{model.config.model_type} models cannot be sampled with this version of "
-                        "transformers; `rift.py score` takes samples made elsewhere")
-    examples = encode_all(model, tokenizer, problems, config)
-    examples.sort(key=lambda example: len(example.prompt))
-    size = max(1, config.rows // config.k)                      # problems in a batch
-    batches = [examples[i:i + size] for i in range(0, len(examples), size)]
-    ends = model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    stop_ids = [id for id in (tokenizer.eos_token_id, *ends) if id is not None]
-    vocab = max(tokenizer.get_vocab().values()) + 1
-    samples, done = [], 0
-    if path and path.exists():
-        lines = path.read_text().split("\n")[:-1]               # a kill can leave half a line
-        done = len(lines) // (size * config.k)                  # and half a batch
-        if len(lines) == len(examples) * config.k:
-            done = len(batches)
-        samples = [json.loads(line) for line in lines[:done * size * config.k]]
-    if path:
-        write_whole(path, dump_jsonl(samples))
-    for number in tqdm(range(done, len(batches)), "sampling", ncols=79, disable=None, leave=False):
-        prompts = [example.prompt for example in batches[number]]
-        owners = [example.row for example in batches[number] for _ in range(config.k)]
-        rng = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + number)
-        new = []
-        for row, ids, logp in zip(owners, *generate(model, prompts, stop_ids, vocab, config, rng)):
-            truncated = ids[-1] not in stop_ids
-            text = tokenizer.decode(ids if truncated else ids[:-1])
-            new.append({**row, "response": text, "ids": ids, "logp": logp, "tokens": len(ids),
-                        "truncated": truncated, "boxed": "\\boxed{" in text})
-        samples += new
-        if path:
-            with open(path, "a") as file:
-                file.write(dump_jsonl(new))
-    return samples
-
-def score(samples: list[Row], right: float = 1.0, wrong: float = -0.2) -> list[Row]:
-    """The samples, each with its reward: `right` or `wrong`, as math_reward judges."""
-    for row in samples:
-        correct = math_reward(row["response"], row["answer"], row.get("truncated", False))
-        row["reward"] = right if correct else wrong
-    return samples
-
-# ---------------------------------------------------------------------------------- training
-def useful(samples: list[Row], loss: str) -> list[Row]:
-    """The samples that a loss learns from; UserError if there are none."""
-    kept = [row for row in samples
-            if loss == "sft" or row["reward"] > 0 or (row["reward"] < 0 and loss != "rft")]
-    if not kept:
-        raise UserError(f"nothing to learn from: no reward of {len(samples)} is of use to {loss}")
-    return kept
-
-def draw_batches(n: int, config: Training) -> list[list[int]]:
-    """The numbers of the samples of each optimizer step: permutations of all n, cut into batches.
-    The last one is smaller where config.epochs passes end within it."""
-    size = min(config.batch_size, n)
-    total = config.steps * size if config.steps else max(1, round(config.epochs * n))   # samples
-    rng, order = random.Random(config.seed), []
-    while len(order) < total:
-        order += rng.sample(range(n), n)
-    return [order[i:min(i + size, total)] for i in range(0, total, size)]
-
-def learning_rate(step: int, steps: int, config: Training) -> float:
-    """Of step 0, 1, ...: a linear warm-up from above 0, then half a cosine down towards 0."""
-    warmup = round(config.warmup * steps)
-    if step < warmup:
-        return config.lr * ((step + 1) / (warmup + 1))
-    return config.lr * (0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))))
-
-def micro_batches(examples: list[Example], tokens: int) -> Iterator[list[Example]]:
-    """The examples, longest first, as many at a time as fit into `tokens` when padded."""
-    examples = sorted(examples, key=lambda example: len(example.prompt + example.response))
-    while examples:
-        size = max(1, tokens // len(examples[-1].prompt + examples[-1].response))
-        yield examples[-size:]
-        examples = examples[:-size]
-
-def add_gradient(model: Any, examples: list[Example], config: Training) -> dict[str, float]:
-    """Adds the gradient of one optimizer step to the parameters', and returns its metrics. What
-    the loss is divided by is counted before the examples are cut into micro-batches, so that
-    cutting does not change the gradient."""
-    tokens = sum(len(example.response) for example in examples)
-    divisor = len(examples) if config.level == "mean" else tokens
-    columns = []
-    for part in micro_batches(examples, config.tokens_per_batch):
-        batch = collate(part, model.device)
-        mask = batch["mask"][:, 1:]                             # of what is predicted: (B, T-1)
-        rewards = torch.tensor([float(e.row.get("reward", 1)) for e in part], device=mask.device)
-        with torch.autocast(model.device.type, torch.bfloat16, model.device.type in BFLOAT16_ON):
-            logps = response_logps(model, **batch)
-        logps.retain_grad()
-        extra = config.level                    # a loss's last argument: level or, of topr, log mu
-        if config.loss == "topr":
-            extra = torch.tensor([example.row["logp"] for example in part], device=mask.device)
-        losses = LOSSES[config.loss](logps, mask, rewards, extra) / divisor
+    n_tokens = sum(len(record["response_ids"]) for record in samples)
+    in_bfloat16 = compute_dtype(config) == torch.bfloat16
+    samples = sorted(samples, key=lambda r: len(r["prompt_ids"] + r["response_ids"]))
+    longest = len(samples[-1]["prompt_ids"] + samples[-1]["response_ids"])
+    size = max(1, config.micro_batch_tokens // longest)
+    measured = []
+    for start in range(0, len(samples), size):
+        batch = collate(samples[start : start + size], model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=in_bfloat16):
+            logps = response_logps(model, batch, head)  # (B, T-1)
+        mask, rewards = batch["mask"][:, 1:], batch["rewards"]  # of the predicted tokens: (B, T-1)
+        losses = loss(logps, mask, rewards) / n_tokens  # (B,)
         losses.sum().backward()
-        log_pi, pi = log_policy(logps.detach(), mask, config.level)
-        gradient = logps.grad.abs().sum(1)                      # of the loss, at its tokens' log pi
-        columns.append(torch.stack([rewards, losses.detach(), log_pi, pi, gradient]))
-    rewards, losses, log_pi, pi, gradient = torch.cat(columns, 1)           # each (len(examples),)
-    right, wrong = rewards > 0, rewards < 0
-    return {"loss": losses.sum().item(), "tokens": tokens,
-            "n_pos": right.sum().item(), "n_neg": wrong.sum().item(),
-            "logp_pos": log_pi[right].mean().item(), "logp_neg": log_pi[wrong].mean().item(),
-            "pi_pos": pi[right].mean().item(), "pi_neg": pi[wrong].mean().item(),
-            "neg_share": (gradient[wrong].sum() / gradient.sum()).item()}
+        measured.append(torch.stack([rewards, losses, sequence_logp(logps, mask)]).detach())
+    rewards, losses, logp = torch.cat(measured, 1)  # each (samples in the step,)
+    return {
+        "loss": losses.sum().item(),
+        "logp_pos": logp[rewards > 0].mean().item() if (rewards > 0).any() else None,
+        "logp_neg": logp[rewards < 0].mean().item() if (rewards < 0).any() else None,
+    }
 
-def train(model: Any, tokenizer: Any, samples: list[Row], config: Training,
-          out: Path | None = None) -> list[dict[str, Any]]:
+
+def train(
+    model, tokenizer, samples: list[Record], config: Training, loss=rift_loss, checkpoints=None
+) -> list[dict[str, Any]]:
     """Fine-tunes the model in place and returns the metrics of each optimizer step.
 
-    A loss or gradient that is not finite ends training before it reaches the weights; the last
-    metrics then say `stopped`. With `out`, metrics.jsonl is there and, every config.save_every
-    steps, checkpoint.pt, from which the same call goes on to the same weights.
+    `loss` is one of LOSSES or a function like them. A step that is not finite ends training before
+    it reaches the weights. With a path `checkpoints`, the state is saved there every
+    config.save_every steps; if it is there, training continues from it, to the same weights.
     """
-    examples = encode_all(model, tokenizer, useful(samples, config.loss), config)
-    batches = draw_batches(len(examples), config)
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, weight_decay=config.weight_decay, fused=True)
-    history: list[dict[str, Any]] = []
-    if out and (out / "checkpoint.pt").exists():
-        state = torch.load(out / "checkpoint.pt", map_location=model.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        history = state["history"]
-    if out:
-        write_whole(out / "metrics.jsonl", dump_jsonl(history))
-    plain_head(model)                           # now, lest it shift the first step's dropout
-    model.train()
-    if config.gradient_checkpointing:                           # transformers 5.23 renamed it
-        new = hasattr(model, "activation_checkpointing_enable")
-        getattr(model, f"{'activation' if new else 'gradient'}_checkpointing_enable")()
+    least = 0 if loss is rft_loss else -math.inf
+    samples = [record for record in samples if record["reward"] != 0 and record["reward"] > least]
+    if not samples:
+        raise UserError("no sample has a reward that this loss can learn from")
+    samples = [encode(model, tokenizer, record, config.template) for record in samples]
+    batches = draw_batches(len(samples), config)
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if any(torch.finfo(weight.dtype).bits < 32 for weight in weights.values()):
+        raise UserError("weights to train must be float32: small updates vanish in bfloat16")
+    optimizer = torch.optim.AdamW(weights.values(), weight_decay=0.0, fused=True)
+    history = []
+    if checkpoints and checkpoints.exists():
+        saved = torch.load(checkpoints, map_location=model.device, weights_only=True)
+        model.load_state_dict(saved["weights"], strict=False)
+        optimizer.load_state_dict(saved["optimizer"])
+        history = saved["history"]
+        print(f"resuming after step {len(history)} of {len(batches)}")
+    head = linear_head(model)
+    model.eval()  # no dropout, so that pi is that of the model itself
 
-    for step in tqdm(range(len(history), len(batches)), f"training {config.loss}", ncols=79,
-                     disable=None, leave=False):
-        lr = learning_rate(step, len(batches), config)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        torch.manual_seed(config.seed + step)                   # of dropout, if there is any
+    progress = progress_bar(range(len(history), len(batches)), "training")
+    for step in progress:
+        optimizer.param_groups[0]["lr"] = learning_rate(step, len(batches), config)
         optimizer.zero_grad()
-        metrics = add_gradient(model, [examples[i] for i in batches[step]], config)
-        norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm or math.inf).item()
-        metrics = {"step": step + 1, "lr": lr, "grad_norm": norm, **metrics}
+        metrics = add_gradient(model, [samples[i] for i in batches[step]], config, loss, head)
+        norm = torch.nn.utils.clip_grad_norm_(weights.values(), 1.0).item()
         if not math.isfinite(metrics["loss"] + norm):
-            metrics["stopped"] = f"step {step + 1} is not finite; try a lower --lr"
-        metrics = json.loads(json.dumps(metrics), parse_constant=lambda nan: None)  # inf to null
-        history.append(metrics)
-        if out:
-            with open(out / "metrics.jsonl", "a") as file:
-                file.write(dump_jsonl([metrics]))
-        if "stopped" in metrics:
+            history.append({"step": step + 1, "stopped": "not finite"})
             break
         optimizer.step()
-        if out and config.save_every and (step + 1) % config.save_every == 0:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                     "history": history}
-            write_whole(out / "checkpoint.pt", lambda path: torch.save(state, path))
-        if step + 1 == min(10, len(batches)) and config.loss == "rift":
-            shares = [row["neg_share"] or 0 for row in history if row["n_neg"]]
-            if shares and max(shares) < 1e-6:
-                print("warning: pi of the wrong responses vanishes, so this is RFT; try --level "
-                      "token\nwith a small --wrong, or --loss topr", file=sys.stderr)
-    model.eval()
+        history.append({"step": step + 1, "grad_norm": norm, **metrics})
+        progress.set_postfix_str(describe(metrics), refresh=False)
+        if step == 0 and loss is rift_loss and (metrics["logp_neg"] or 0) < -14:
+            tqdm.write(
+                "warning: pi of wrong responses is almost 0: RIFT is RFT; see --loss rift-token"
+            )
+        if checkpoints and config.save_every and (step + 1) % config.save_every == 0:
+            state = {"weights": weights, "optimizer": optimizer.state_dict(), "history": history}
+            torch.save(state, f"{checkpoints}.part")
+            os.replace(f"{checkpoints}.part", checkpoints)
     return history
 
-# -------------------------------------------------------------------------------- evaluation
-def mean_se(values: list[float]) -> list[float]:
-    """[mean, standard error of the mean]; a single value has error 0."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return [statistics.fmean(values), error]
 
-def evaluate(model: Any, tokenizer: Any, problems: list[Row], config: Sampling) -> dict[str, dict]:
-    """Accuracy on all problems and on each `kind`; every figure is [mean, standard error], over
-    problems, because samples of one problem are not independent. greedy: of the greedy response;
-    mean@k: of config.k samples; pass@k: problems with one of k right; boxed and truncated: shares
-    of the samples; tokens: their mean length."""
-    k, results = config.k, {}
-    drawn = score(sample(model, tokenizer, problems, config), 1, 0)
-    greedy = score(sample(model, tokenizer, problems, replace(config, k=1, temperature=0.0)), 1, 0)
-    for kind in ["all", *sorted({row["kind"] for row in greedy if "kind" in row})]:
-        chosen = [i for i, row in enumerate(greedy) if kind in ("all", row.get("kind"))]
-        groups = [drawn[i * k:(i + 1) * k] for i in chosen]     # the samples of each problem
-        figures = {"n": len(chosen), "greedy": mean_se([greedy[i]["reward"] for i in chosen]),
-                   f"pass@{k}": mean_se([max(row["reward"] for row in rows) for rows in groups])}
-        for key in ("reward", "boxed", "tokens", "truncated"):
-            means = [statistics.fmean(row[key] for row in rows) for rows in groups]
-            figures[f"mean@{k}" if key == "reward" else key] = mean_se(means)
-        results[kind] = figures
+def draw_batches(n: int, config: Training) -> list[list[int]]:
+    """Indices of the samples of each step, cut from shuffles of all n samples in a row."""
+    size = min(config.batch_size, n)
+    total = (config.steps or math.ceil(config.epochs * n / size)) * size
+    rng = random.Random(config.seed)
+    order = []
+    while len(order) < total:
+        order += rng.sample(range(n), n)
+    return [order[i : i + size] for i in range(0, total, size)]
+
+
+def learning_rate(step, n_steps, config):
+    """Linear warmup to config.lr in a tenth of the steps, then cosine decay towards 0."""
+    warmup = round(0.1 * n_steps)
+    if step < warmup:
+        return config.lr * ((step + 1) / (warmup + 1))
+    return config.lr * (0.5 * (1 + math.cos(math.pi * (step - warmup) / (n_steps - warmup))))
+
+
+def describe(metrics):
+    shown = {name: value for name, value in metrics.items() if value is not None}
+    return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+
+
+def progress_bar(steps, title):
+    """A progress bar on a terminal; elsewhere, for instance in a log file, a line now and then."""
+    if sys.stderr.isatty():
+        return tqdm(steps, title, ncols=79, leave=False)
+    line = "{desc}: {n} of {total}, {elapsed}{postfix}\n"
+    return tqdm(steps, title, bar_format=line, mininterval=30)
+
+
+# -------------------------------------------------------------------------------- sampling loop
+
+
+@torch.no_grad()
+def generate(model, prompts: list[list[int]], stop_ids: list[int], config: Sampling, seed: int):
+    """config.k responses to each prompt, as token ids, including the stop token that ended them.
+
+    Each prompt is run once and its cache copied k times. A finished response leaves the batch.
+    """
+    input_ids, attention = pad(prompts, model.device, "left")
+    cache = DynamicCache(config=model.config)
+
+    def next_logits(ids):  # (B, T) -> (B, V)
+        positions = (attention.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions}
+        output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        if output.get("past_key_values") is not cache:  # Mamba, RWKV
+            raise UserError(f"{model.config.model_type} models cannot be sampled here; use vLLM")
+        return output.logits[:, -1]
+
+    logits = next_logits(input_ids)
+    prompt_index = torch.arange(len(prompts), device=model.device).repeat_interleave(config.k)
+    cache.reorder_cache(prompt_index)  # k copies of each prompt
+    logits, attention = logits[prompt_index], attention[prompt_index]
+    responses = [[] for _ in prompt_index]
+    response_index = torch.arange(len(prompt_index), device=model.device)  # of each sequence
+    stop = torch.tensor(stop_ids, device=model.device)
+    rng = torch.Generator(model.device).manual_seed(seed)
+    for _ in range(min(config.max_new_tokens, context_length(model) - attention.shape[1])):
+        if config.temperature == 0:
+            tokens = logits.argmax(-1)  # (B,)
+        else:
+            probabilities = (logits.float() / config.temperature).softmax(-1)
+            tokens = torch.multinomial(probabilities, 1, generator=rng).squeeze(1)
+        for index, token in zip(response_index.tolist(), tokens.tolist(), strict=True):
+            responses[index].append(token)
+        attention = F.pad(attention, (0, 1), value=1)
+        unfinished = (~torch.isin(tokens, stop)).nonzero().squeeze(1)
+        if len(unfinished) == 0:
+            break
+        if len(unfinished) < len(tokens):
+            cache.reorder_cache(unfinished)  # drops the others
+            tokens, attention = tokens[unfinished], attention[unfinished]
+            response_index = response_index[unfinished]
+        logits = next_logits(tokens[:, None])
+    return responses
+
+
+def sample(model, tokenizer, problems: list[Record], config: Sampling, path=None) -> list[Record]:
+    """config.k scored responses to each problem; problems with short prompts come first.
+
+    With a path, each batch is appended to that JSONL file, and complete batches that are there are
+    kept. The random numbers of a batch depend on nothing but config.seed and its position.
+    """
+    problems = [encode(model, tokenizer, record, config.template) for record in problems]
+    problems.sort(key=lambda record: len(record["prompt_ids"]))
+    batch_size = max(1, config.parallel // config.k)  # in problems
+    eos = model.generation_config.eos_token_id  # one token, several, or None
+    eos = eos if isinstance(eos, list) else [eos]
+    stop_ids = list({end_id(tokenizer), tokenizer.eos_token_id, *eos} - {None})
+    samples = []
+    if path and path.exists():
+        lines = path.read_text().split("\n")[:-1]  # the last line may be incomplete,
+        n_kept = len(lines) - len(lines) % (batch_size * config.k)  # and so may the last batch
+        samples = [json.loads(line) for line in lines[:n_kept]]
+        write_atomically(path, to_jsonl(samples))
+        print(f"resuming after {n_kept} of {len(problems) * config.k} samples")
+    starts = range(len(samples) // config.k, len(problems), batch_size)
+    for start in progress_bar(starts, "sampling"):
+        batch = problems[start : start + batch_size]
+        prompts = [record["prompt_ids"] for record in batch]
+        seed = config.seed * 1_000_003 + start // batch_size  # seeds do not share random numbers
+        new = []
+        for i, ids in enumerate(generate(model, prompts, stop_ids, config, seed)):
+            truncated = ids[-1] not in stop_ids
+            text = tokenizer.decode(ids if truncated else ids[:-1])
+            drawn = {"response_ids": ids, "response": text, "truncated": truncated}
+            new.append({**batch[i // config.k], **drawn, "boxed": "\\boxed" in text})
+        samples += score(new, config.right, config.wrong)
+        if path:
+            with open(path, "a") as file:
+                file.write(to_jsonl(new))
+    return samples
+
+
+def score(samples: list[Record], right: float = 1.0, wrong: float = -0.2) -> list[Record]:
+    """Adds a `reward` to each sample: `right` or `wrong`, as math_reward judges its answer."""
+    for record in samples:
+        is_right = math_reward(record["response"], record["answer"], record.get("truncated", False))
+        record["reward"] = right if is_right else wrong
+    return samples
+
+
+# --------------------------------------------------------------------- data: JSONL in, batches out
+# A problem has `problem` (or `question`), and `answer` or a `solution` with \boxed{answer}.
+# A sample has `prompt` (text that is taken as it is, or a list of chat turns) or else `problem`,
+# for the template; `response` or `completion` (text, or a list with one chat turn); and `reward`.
+# What was drawn here has its tokens too, `prompt_ids` and `response_ids`, and is trained on these.
+
+
+def mistake(record, message):
+    return UserError(f"{record.get('where', 'a record')}: {message}")
+
+
+def read_jsonl(path: str | Path) -> list[Record]:
+    """The JSON objects of a file, one on each line."""
+    records = []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        where = {"where": f"{path}:{number}"}
+        if line.strip():
+            try:
+                record = json.loads(line.decode("utf-8-sig")) | where
+                json.dumps(record, ensure_ascii=False, allow_nan=False).encode()  # is it sound?
+                records.append(record)
+            except (ValueError, TypeError, RecursionError) as error:
+                raise mistake(where, f"is not a JSON object in UTF-8 ({error})") from None
+    if not records:
+        raise UserError(f"{path}: is empty; it must have a JSON object on each line")
+    return records
+
+
+def to_jsonl(records: list[Record]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def text_field(record: Record, *names: str) -> str:
+    """The first of these fields that the record has: text that is not blank, or a chat's last."""
+    value = next((record[name] for name in names if record.get(name) is not None), None)
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        value = value[-1].get("content")
+    if type(value) not in (str, int, float) or not str(value).strip():
+        raise mistake(record, f"needs text in `{'` or `'.join(names)}`, and it must not be empty")
+    return str(value)
+
+
+def read_problems(path: str | Path) -> list[Record]:
+    """Problems from JSONL. The published files of GSM8K, MATH and MATH-500 work as they are."""
+    problems = read_jsonl(path)
+    for record in problems:
+        record["problem"] = text_field(record, "problem", "question", "prompt")
+        answer = text_field(record, "answer", "solution")
+        if record.get("answer") is None and "\\boxed" not in answer:
+            raise mistake(record, "needs an `answer`, or \\boxed{} in its `solution`")
+        record["answer"] = answer
+    return problems
+
+
+def read_samples(path: str | Path) -> list[Record]:
+    """Samples from JSONL: drawn here, or made elsewhere and scored."""
+    samples = read_jsonl(path)
+    for record in samples:
+        reward = record.get("reward")
+        if type(reward) not in (int, float) or abs(reward) > 1e9:
+            raise mistake(record, "needs a number as its `reward`; `rift.py sample` makes samples")
+        if "prompt_ids" not in record:
+            record["problem"] = text_field(record, "problem", "question", "prompt")
+            record["response"] = text_field(record, "response", "completion")
+    return samples
+
+
+def encode(model, tokenizer, record: Record, template: str) -> Record:
+    """The record with `prompt_ids` and, if it is a sample, `response_ids`. Drawn samples have them.
+
+    A response from elsewhere is tokenized as it stands after its prompt, and the token that ends a
+    response is added, unless it is there or the response was cut off.
+    """
+    if "prompt_ids" not in record:
+        prompt, is_chat = render_prompt(tokenizer, record, template)
+        prompt_ids = tokenize(tokenizer, record, prompt, is_chat)
+        record = {**record, "prompt_ids": prompt_ids}
+        if "response" in record:
+            response = record["response"]
+            ids = tokenize(tokenizer, record, prompt + response, is_chat)
+            if ids[: len(prompt_ids)] != prompt_ids:  # a token lies across the boundary
+                ids = prompt_ids + tokenizer(response, add_special_tokens=False).input_ids
+            if not record.get("truncated") and ids[-1] != end_id(tokenizer):
+                ids.append(end_id(tokenizer))
+            record["response_ids"] = ids[len(prompt_ids) :]
+    elif "response" in record:
+        ids = record.get("response_ids", [])
+        if record["response"] not in (tokenizer.decode(ids), tokenizer.decode(ids[:-1])):
+            raise mistake(record, "its `response_ids` do not spell its `response`")
+    ids = record["prompt_ids"] + record.get("response_ids", [0])
+    size, limit = model.get_input_embeddings().num_embeddings, context_length(model)
+    if any(type(id) is not int or not 0 <= id < size for id in ids):
+        raise mistake(record, "its `prompt_ids` or `response_ids` are not tokens of this model")
+    if len(ids) > limit:
+        raise mistake(record, f"has {len(ids)} tokens, but the model's context is {limit}")
+    return record
+
+
+def render_prompt(tokenizer, record, template):
+    """The text of the prompt, and whether it is a chat, which brings its own special tokens."""
+    prompt = record.get("prompt")
+    if prompt is None:
+        prompt = template.replace("{problem}", record["problem"])
+        if tokenizer.chat_template:
+            prompt = [{"role": "user", "content": prompt.strip()}]
+    if not isinstance(prompt, list):
+        return prompt, False
+    try:
+        text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program and can raise anything
+        raise mistake(record, f"its `prompt` does not fit the chat template ({error})") from None
+    return text, True
+
+
+def tokenize(tokenizer, record, text, is_chat):
+    """Token ids with the beginning-of-sequence token once and no end-of-sequence token added."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    unknown, bos = tokenizer.unk_token_id, tokenizer.bos_token_id
+    if unknown is not None and ids.count(unknown) > text.count(tokenizer.unk_token):
+        raise mistake(record, f"has characters that the tokenizer does not know: {text[:99]!r}")
+    adds_bos = not is_chat and tokenizer("").input_ids[:1] == [bos] and ids[:1] != [bos]
+    return [bos, *ids] if adds_bos else ids
+
+
+def end_id(tokenizer):
+    """The token that ends a response: in a chat, the first special one after the model's turn."""
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("!")[2]
+        for id in tokenizer(after, add_special_tokens=False).input_ids:
+            if id in tokenizer.added_tokens_decoder:
+                return id
+    return tokenizer.eos_token_id
+
+
+def context_length(model):
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+
+def pad(sequences, device, side="right"):
+    """Token ids (B, T) and the attention mask (B, T), 1 at tokens, of sequences of any lengths."""
+    tensors = [torch.tensor(sequence, device=device) for sequence in sequences]
+    ids = torch.nn.utils.rnn.pad_sequence(tensors, True, padding_value=-1, padding_side=side)
+    return ids.clamp(min=0), (ids >= 0).long()
+
+
+def collate(samples: list[Record], device: torch.device) -> dict[str, Tensor]:
+    """input_ids, attention_mask and mask (true at the response), all (B, T), and rewards (B,).
+    Masks come from lengths, so the end-of-sequence token is trained even if it is also padding."""
+    ids, attention = pad([r["prompt_ids"] + r["response_ids"] for r in samples], device)
+    n_prompt = torch.tensor([[len(record["prompt_ids"])] for record in samples], device=device)
+    mask = attention.bool() & (torch.arange(ids.shape[1], device=device) >= n_prompt)
+    rewards = torch.tensor([float(record["reward"]) for record in samples], device=device)
+    return {"input_ids": ids, "attention_mask": attention, "mask": mask, "rewards": rewards}
+
+
+# ----------------------------------------------------------------------------------- evaluation
+
+
+def evaluate(model, tokenizer, problems: list[Record], config: Sampling, out=None) -> dict:
+    """Accuracy on all problems and on each `kind`, as (mean, standard error across problems).
+
+    greedy: of the greedy response. mean@k: of config.k samples. pass@k: share of the problems with
+    a right sample. boxed, truncated: shares of the samples with an answer in a box, and cut off.
+    With a folder `out`, the responses are written there.
+    """
+    if not problems:
+        raise UserError("there are no problems to evaluate on")
+    drawn = sample(model, tokenizer, problems, config, out and out / "samples.jsonl")
+    once = replace(config, k=1, temperature=0)
+    greedy = sample(model, tokenizer, problems, once, out and out / "greedy.jsonl")
+    judged = torch.tensor([[r["reward"], r["boxed"], r["truncated"]] for r in drawn]) > 0
+    right, boxed, truncated = judged.double().view(-1, config.k, 3).unbind(2)  # each (problems, k)
+    greedy_right = (torch.tensor([record["reward"] for record in greedy]) > 0).double()
+    names = ("greedy", f"mean@{config.k}", f"pass@{config.k}", "boxed", "truncated")
+    shares = (greedy_right, right.mean(1), right.amax(1), boxed.mean(1), truncated.mean(1))
+    kinds = [str(record.get("kind", "all")) for record in greedy]
+    results = {}
+    for kind in ["all", *sorted({*kinds} - {"all"})]:
+        chosen = torch.tensor([kind in ("all", own) for own in kinds])
+        figures = [mean_and_error(share[chosen]) for share in shares]
+        results[kind] = {"n": chosen.sum().item(), **dict(zip(names, figures, strict=True))}
     return results
 
+
+def mean_and_error(values):
+    """The mean and its standard error, which a single value does not have."""
+    deviation, mean = torch.std_mean(values)
+    return mean.item(), (deviation / len(values) ** 0.5).item() if len(values) > 1 else None
+
+
+def table(methods):
+    """The results of each method, by its name, as text of 80 columns, in percent."""
+    lines = []
+    for kind, figures in next(iter(methods.values())).items():
+        columns = [name for name in figures if name != "n"]
+        title = f"{kind} ({figures['n']})"
+        lines.append(f"{title:20}" + "".join(f"{name:>12}" for name in columns))
+        for method, results in methods.items():
+            line = f"{method:20}"
+            for mean, error in (results[kind][name] for name in columns):
+                line += f"{100 * mean:6.1f}"
+                line += " " * 6 if error is None else f" ±{100 * error:4.1f}"
+            lines.append(line)
+        lines.append("")
+    return "\n".join(lines) + "in percent; ± is the standard error across problems"
+
+
+# --------------------------------------------------------------------------- models and memory
+
+
+def load_model(config: Settings, dtype: torch.dtype | None = None) -> tuple:
+    """Model and tokenizer, by default to sample with. To train, load the weights in float32."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.model)
+        dtype = dtype or compute_dtype(config)
+        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype).to(config.device)
+    except Exception as error:  # transformers raises many kinds
+        folder = Path(config.model) / "model"
+        hint = f"did you mean {folder}? " if folder.is_dir() else ""
+        raise UserError(
+            f"--model {config.model}: {hint}Cannot load it: {str(error)[:200]}"
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"--model {config.model}: its tokenizer has no end-of-sequence token")
+    torch.set_flush_denormal(True)  # a CPU is slow with the tiny numbers of a pi that vanishes
+    torch.set_float32_matmul_precision("high")  # TF32 on CUDA
+    return model.eval(), tokenizer
+
+
+def compute_dtype(config):
+    """The dtype to sample in, and to compute in with the float32 weights of training."""
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    has_bfloat16 = "cuda" in config.device and torch.cuda.is_bf16_supported(False)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+LOGITS_AT_ONCE = 2**26  # numbers: 256 MB in float32
+
+
+def response_logps(model, batch: dict[str, Tensor], head: torch.nn.Linear | None) -> Tensor:
+    """log pi of each response token given all before it, 0 elsewhere: (B, T-1), in nats.
+
+    Column t belongs to token t + 1. The logits of the N response tokens, (N, V), are the largest
+    tensor of all. With a `head` (see linear_head) they are computed in chunks, twice, never whole.
+    """
+    is_response = batch["mask"][:, 1:]  # (B, T-1)
+    targets = batch["input_ids"][:, 1:][is_response]  # (N,)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if head is None:
+        logits = model(**inputs, use_cache=False).logits[:, :-1][is_response]  # (N, V)
+        nll = F.cross_entropy(at_least_float32(logits), targets, reduction="none")  # (N,)
+    else:
+        output = model(**inputs, use_cache=False, output_hidden_states=True, logits_to_keep=1)
+        hidden = output.hidden_states[-1][:, :-1][is_response]  # (N, D)
+        size = max(1, LOGITS_AT_ONCE // len(head.weight))
+        chunks = zip(hidden.split(size), targets.split(size), strict=True)
+        nll = torch.cat([checkpoint(head_nll, head, h, t, use_reentrant=False) for h, t in chunks])
+    return nll.new_zeros(is_response.shape).masked_scatter(is_response, -nll)
+
+
+def head_nll(head, hidden, targets):
+    """-log pi of the targets (N,) from hidden states (N, D), in float32 or better."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = F.linear(at_least_float32(hidden), at_least_float32(head.weight))
+        return F.cross_entropy(logits, targets, reduction="none")
+
+
+def at_least_float32(x):
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@torch.no_grad()
+def linear_head(model) -> torch.nn.Linear | None:
+    """The output layer, if the logits are exactly its weight times the last hidden state."""
+    head = model.get_output_embeddings()
+    ids = torch.arange(2, device=model.device)[None]
+    output = model(input_ids=ids, output_hidden_states=True, use_cache=False)
+    if type(head) is not torch.nn.Linear or head.bias is not None:
+        return None
+    logits = head(output.hidden_states[-1]).to(output.logits.dtype)
+    return head if torch.equal(logits, output.logits) else None
+
+
+# ------------------------------------------------------------------------------------ commands
+# The settings of each command, then what it does in its folder. It returns what to print.
+
+
+@dataclass
+class SampleSettings(Sampling):
+    problems: str = flag("data/train.jsonl", "JSONL file of problems")
+
+
+@dataclass
+class TrainSettings(Training):
+    samples: str = flag("runs/sample/samples.jsonl", "JSONL file of samples with rewards")
+    loss: str = flag("rift", "what to minimise", choices=tuple(LOSSES))
+
+
+@dataclass
+class EvalSettings(Sampling):
+    test: str = flag("data/test.jsonl", "JSONL file of problems")
+
+
+@dataclass
+class DemoSettings(SampleSettings, EvalSettings, Training):
+    """Everything but --samples and --loss."""
+
+
+def run_sample(config: SampleSettings) -> str:
+    """Draw responses to problems and score them."""
+    problems = read_problems(config.problems)
+    model, tokenizer = load_model(config)
+    path = open_folder(config) / "samples.jsonl"
+    return summary(sample(model, tokenizer, problems, config, path))
+
+
+def summary(samples):
+    n = len(samples)
+    right = sum(record["reward"] > 0 for record in samples) / n
+    boxed = sum(record["boxed"] for record in samples) / n
+    truncated = sum(record["truncated"] for record in samples) / n
+    return f"{n} samples: {right:.1%} right, {boxed:.1%} boxed, {truncated:.1%} truncated"
+
+
+def run_train(config: TrainSettings) -> str:
+    """Fine-tune a model on samples with rewards."""
+    samples = read_samples(config.samples)
+    model, tokenizer = load_model(config, torch.float32)
+    out = open_folder(config)
+    checkpoints = out / "checkpoint.pt"
+    history = train(model, tokenizer, samples, config, LOSSES[config.loss], checkpoints)
+    write_atomically(out / "metrics.jsonl", to_jsonl(history))
+    model.save_pretrained(out / "model.part")
+    tokenizer.save_pretrained(out / "model.part")
+    os.replace(out / "model.part", out / "model")
+    checkpoints.unlink(missing_ok=True)
+    if "stopped" in history[-1]:
+        end = f"step {len(history)} is not finite; {out / 'model'} has the weights from before it"
+        raise UserError(f"{end}. Try a lower --lr")
+    return f"{describe(history[0])}\n{describe(history[-1])}"
+
+
+def run_eval(config: EvalSettings) -> str:
+    """Measure the accuracy of a model."""
+    problems = read_problems(config.test)
+    model, tokenizer = load_model(config)
+    out = open_folder(config)
+    results = evaluate(model, tokenizer, problems, config, out)
+    write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
+    return table({"this model": results})
+
+
+def run_demo(config: DemoSettings) -> str:
+    """The default job: SFT, RFT, naive and RIFT from the same model and the same samples."""
+    problems, test = read_problems(config.problems), read_problems(config.test)
+    experts = [{**p, "response": text_field(p, "solution"), "reward": 1} for p in problems]
+    sampler, tokenizer = load_model(config)
+    out = open_folder(config)
+    samples = sample(sampler, tokenizer, problems, config, out / "samples.jsonl")
+    print(summary(samples))
+    config.steps = len(draw_batches(len(samples), config))  # the same for every method
+    losses = {"SFT on solutions": rft_loss, "RFT": rft_loss, "naive": naive_loss, "RIFT": rift_loss}
+    path = out / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for name in ("base model", *losses):
+        if name not in results:
+            model, _ = load_model(config, torch.float32)
+            data = experts if name == "SFT on solutions" else samples
+            history = train(model, tokenizer, data, config, losses[name]) if name in losses else []
+            sampler.load_state_dict(model.state_dict())
+            accuracy = evaluate(sampler, tokenizer, test, config)
+            results[name] = {"accuracy": accuracy, "history": history}
+            write_atomically(path, json.dumps(results) + "\n")
+            print(f"{name}: {len(history)} steps", flush=True)
+    return table({name: result["accuracy"] for name, result in results.items()})
+
+
+COMMANDS = {"demo": run_demo, "sample": run_sample, "train": run_train, "eval": run_eval}
+
+
+def parse(argv):
+    """The settings of a command, and the function that runs it. No command is the default job."""
+    command = "demo"
+    if argv and not argv[0].startswith("-"):
+        command, *argv = argv
+    if command not in COMMANDS:
+        raise UserError(f"no command {command!r}; choose from {', '.join(COMMANDS)}")
+    run = COMMANDS[command]
+    settings = run.__annotations__["config"]  # the class of the command's settings
+    doc = f"{run.__doc__} Commands: {', '.join(COMMANDS)}."
+    parser = argparse.ArgumentParser(f"rift.py {command}", description=doc, allow_abbrev=False)
+    for setting in fields(settings):
+        options = {"type": setting.type, "choices": setting.metadata["choices"]}
+        if setting.type is bool:
+            options = {"action": "store_true"}
+        help = f"{setting.metadata['help']} (default: {setting.default!r})"
+        name = "--" + setting.name.replace("_", "-")
+        parser.add_argument(name, default=setting.default, help=help, **options)
+
+    def fail(message):
+        raise UserError(f"{message}; see python rift.py {command} --help")
+
+    parser.error = fail
+    config = settings(**vars(parser.parse_args(argv)))
+    config.out = config.out or f"runs/{command}"
+    return config, run
+
+
+def open_folder(config):
+    """Makes the folder, new or empty; or, to resume, finds a stopped run with the same settings."""
+    out, path = Path(config.out), Path(config.out) / "settings.json"
+    settings = {**vars(config), "resume": False}
+    if config.resume:
+        if (out / "finished.json").exists():
+            raise UserError(f"--resume: the run in {out} is finished")
+        changed = dict(json.loads(path.read_text()).items() - settings.items())
+        if changed:
+            raise UserError(f"--resume: the run in {out} has other settings: {changed}")
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty: choose another --out, or --resume the run in it")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(settings) + "\n")
+    return out
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes the whole file or, if the process is killed, nothing."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def main(argv):
+    """Exit status: 0, 2 after a mistake in the input, 130 after Ctrl-C."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    out, started = Path("runs"), time.perf_counter()
+    try:
+        config, run = parse(argv)
+        out = Path(config.out)
+        print(run(config))
+        machine = f"{config.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        facts = {"minutes": (time.perf_counter() - started) / 60, "machine": machine}
+        write_atomically(out / "finished.json", json.dumps(facts) + "\n")
+        print(f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    except (UserError, OSError) as error:
+        if list(out.glob("*")) == [out / "settings.json"]:  # nothing was done
+            (out / "settings.json").unlink()
+            out.rmdir()
+        print("rift.py: error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        saved = [path.name for path in out.glob("*.[jp]*") if path.stem != "settings"]
+        print(
+            f"\nstopped; --resume continues from {' '.join(saved) or 'the start'}", file=sys.stderr
+        )
+        return 130
+    return 0
+
+
 if __name__ == "__main__":
-    sys.path.insert(0, str(DATA))
-    import commands                             # data/commands.py: the commands and their flags
-    sys.exit(commands.main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
