@@ -2,26 +2,26 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch==2.13.0", "transformers==5.23.0", "sympy==1.14.0", "tqdm==4.70.1"]
 # ///
-"""Reward-Informed Fine-Tuning (RIFT, arXiv 2601.09253): the whole method in one file.
+"""Reward-Informed Fine-Tuning (RIFT, arXiv 2601.09253) in one file; math_reward.py judges answers.
 
     1. Sample   k responses y to each problem x from the model pi.
     2. Score    each response: r = +1.0 if its answer is right, r = -0.2 if it is wrong.
     3. Train    on all of them with L = -E_{r>0}[ r log pi(y|x) ] - E_{r<0}[ r pi(y|x) ].
 
-Right responses keep the usual log-likelihood. Applied to wrong responses too (the naive loss), it
-falls without bound as pi goes to 0, and training collapses (Theorem 3.2). RIFT replaces it by
--r pi, which stays between 0 and |r| and has the constant gradient -r with respect to pi (Theorem
-3.4). Because grad pi = pi grad log pi, this is the naive gradient with each wrong response weighted
-by its own probability: once a response is unlikely, RIFT hardly pushes it any further.
+Right responses keep the usual loss -r log pi. For wrong ones (r < 0) it falls without bound as pi
+goes to 0, and training collapses (the naive loss, Theorem 3.2). RIFT replaces it by -r pi, which
+stays between 0 and |r| and has the constant gradient -r with respect to pi (Theorem 3.4). Because
+grad pi = pi grad log pi, this is the naive gradient with each wrong response weighted by its own
+probability: once a response is unlikely, RIFT hardly pushes it any further.
 
-    python rift.py                            the default job: four trainings on data/, on a CPU
-    python rift.py sample --problems FILE     problems -> runs/sample/samples.jsonl
-    python rift.py train --samples FILE       samples  -> runs/train/model
-    python rift.py eval --test FILE           problems -> runs/eval/results.json, samples.jsonl
+    python rift.py                                  the default job, four trainings on data/
+    python rift.py sample --model M                 problems -> runs/sample/samples.jsonl
+    python rift.py train --model M                  samples  -> runs/train/model
+    python rift.py eval --model runs/train/model    accuracy -> runs/eval/results.json
 
-The paper leaves three choices open. The loss of a step is divided by the number of its response
-tokens. A response that was cut off at the length limit is not taught to end there. And pi of a long
-response is almost 0, which turns RIFT into RFT: see `rift_token_loss`.
+The paper leaves three choices open. Here the loss of a step is divided by its response tokens. A
+response that was cut off at the length limit is not taught to end there. And pi is of the whole
+response; it vanishes if the response is long (see `rift_token_loss`).
 """
 
 import argparse
@@ -33,19 +33,17 @@ import sys
 import time
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor
+from torch.nn.utils import rnn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from math_reward import math_reward
-
-Record = dict[str, Any]  # a problem, which grows into a sample: see "data" below
 
 
 class UserError(Exception):
@@ -56,8 +54,8 @@ class UserError(Exception):
 # Each field is also a flag of the command line: max_new_tokens is --max-new-tokens.
 
 
-def flag(default: Any, help: str, least: float = 0, choices: Any = None) -> Any:
-    """A setting: its default, its help text, and what a number or a text is limited to."""
+def flag(default, help, least=0, choices=None):
+    """A setting: its default, its help, the least value of a number, the choices for a text."""
     return field(default=default, metadata={"help": help, "least": least, "choices": choices})
 
 
@@ -65,11 +63,11 @@ def flag(default: Any, help: str, least: float = 0, choices: Any = None) -> Any:
 class Settings:
     model: str = flag("data/tiny-base", "folder or hub name of a causal language model")
     device: str = flag("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, mps, ...")
-    dtype: str = flag("auto", "auto is bfloat16 on a GPU", choices=("auto", "float32", "bfloat16"))
+    dtype: str = flag("auto", "auto is bfloat16 on CUDA", choices=("auto", "float32", "bfloat16"))
     template: str = flag("{problem}\n", r"prompt, or the user's turn in a chat; \n is a newline")
-    seed: int = flag(0, "of the random numbers in sampling, and of the order of training")
+    seed: int = flag(0, "for sampling and for the order of training")
     resume: bool = flag(False, "continue the stopped run in --out")
-    out: str = flag("", "folder to write; runs/ and the name of the command, if not given")
+    out: str = flag("", "folder to write; if not given, runs/COMMAND")
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -85,20 +83,19 @@ class Settings:
 class Sampling(Settings):
     k: int = flag(8, "responses to each problem", least=1)
     temperature: float = flag(1.0, "of sampling; 0 is greedy")
-    max_new_tokens: int = flag(64, "length limit of a response; reasoning needs 1024 or more", 1)
+    max_new_tokens: int = flag(64, "tokens of a response; reasoning needs 1024 or more", least=1)
     right: float = flag(1.0, "reward of a right response", least=-1e9)
     wrong: float = flag(-0.2, "reward of a wrong response", least=-1e9)
-    parallel: int = flag(256, "responses generated at the same time; fewer need less memory", 1)
+    parallel: int = flag(256, "responses generated at once; fewer need less memory", least=1)
 
 
 @dataclass
 class Training(Settings):
     lr: float = flag(3e-4, "peak learning rate; about 1e-5 for a pretrained model")
-    epochs: float = flag(1.5, "passes over the samples, rounded up to whole batches", 0.001)
-    steps: int = flag(0, "number of optimizer steps; if it is not 0, it replaces epochs")
+    epochs: float = flag(1.5, "passes over the samples, up to a whole batch", least=0.001)
+    steps: int = flag(0, "optimizer steps; 0 means as many as --epochs asks for")
     batch_size: int = flag(64, "samples in an optimizer step", least=1)
-    micro_batch_tokens: int = flag(16384, "tokens in a forward pass; fewer need less memory", 1)
-    save_every: int = flag(0, "steps between checkpoints that --resume can use; 0 is none")
+    micro_batch_tokens: int = flag(16384, "of a forward pass; fewer need less memory", least=1)
 
 
 # --------------------------------------------------------------------------------------- losses
@@ -130,8 +127,7 @@ def rift_token_loss(logps: Tensor, mask: Tensor, rewards: Tensor) -> Tensor:
 
     The pi of a whole response vanishes with its length: 300 tokens of 0.3 nats have pi = e^-90,
     and RIFT is then RFT. This loss does not vanish, but it also pushes down the right tokens of a
-    wrong response. Use a small negative reward.
-    """
+    wrong response. Use a small negative reward."""
     logp = sequence_logp(logps, mask)
     sum_of_pi = logps.exp().masked_fill(mask == 0, 0).sum(1)
     return torch.where(rewards > 0, -rewards * logp, -rewards * sum_of_pi)
@@ -153,12 +149,11 @@ LOSSES = {"rift": rift_loss, "rift-token": rift_token_loss, "naive": naive_loss,
 # ------------------------------------------------------------------------------------- training
 
 
-def add_gradient(model, samples: list[Record], config: Training, loss, head) -> dict[str, Any]:
+def add_gradient(model, samples: list[dict], config: Training, loss, head) -> dict:
     """Adds the gradient of one optimizer step to the parameters, and returns the step's metrics.
 
     The loss is divided by the response tokens of the whole step, so that the size of the
-    micro-batches does not change the gradient. "pos" means r > 0 and "neg" means r < 0.
-    """
+    micro-batches does not change the gradient. "pos" means r > 0 and "neg" means r < 0."""
     n_tokens = sum(len(record["response_ids"]) for record in samples)
     in_bfloat16 = compute_dtype(config) == torch.bfloat16
     samples = sorted(samples, key=lambda r: len(r["prompt_ids"] + r["response_ids"]))
@@ -174,24 +169,25 @@ def add_gradient(model, samples: list[Record], config: Training, loss, head) -> 
         losses.sum().backward()
         measured.append(torch.stack([rewards, losses, sequence_logp(logps, mask)]).detach())
     rewards, losses, logp = torch.cat(measured, 1)  # each (samples in the step,)
-    return {
-        "loss": losses.sum().item(),
-        "logp_pos": logp[rewards > 0].mean().item() if (rewards > 0).any() else None,
-        "logp_neg": logp[rewards < 0].mean().item() if (rewards < 0).any() else None,
-    }
+
+    def mean(values):
+        return values.mean().item() if len(values) else None
+
+    pos, neg = mean(logp[rewards > 0]), mean(logp[rewards < 0])
+    return {"loss": losses.sum().item(), "logp_pos": pos, "logp_neg": neg}
 
 
 def train(
-    model, tokenizer, samples: list[Record], config: Training, loss=rift_loss, checkpoints=None
-) -> list[dict[str, Any]]:
+    model, tokenizer, samples: list[dict], config: Training, loss=rift_loss, file=None, save_every=0
+) -> list[dict]:
     """Fine-tunes the model in place and returns the metrics of each optimizer step.
 
     `loss` is one of LOSSES or a function like them. A step that is not finite ends training before
-    it reaches the weights. With a path `checkpoints`, the state is saved there every
-    config.save_every steps; if it is there, training continues from it, to the same weights.
-    """
-    least = 0 if loss is rft_loss else -math.inf
-    samples = [record for record in samples if record["reward"] != 0 and record["reward"] > least]
+    it reaches the weights. With a path `file`, a checkpoint is written there every `save_every` steps;
+    if one is there at the start, training continues from it, to the same weights."""
+    samples = [record for record in samples if record["reward"] != 0]
+    if loss is rft_loss:
+        samples = [record for record in samples if record["reward"] > 0]
     if not samples:
         raise UserError("no sample has a reward that this loss can learn from")
     samples = [encode(model, tokenizer, record, config.template) for record in samples]
@@ -201,13 +197,13 @@ def train(
         raise UserError("weights to train must be float32: small updates vanish in bfloat16")
     optimizer = torch.optim.AdamW(weights.values(), weight_decay=0.0, fused=True)
     history = []
-    if checkpoints and checkpoints.exists():
-        saved = torch.load(checkpoints, map_location=model.device, weights_only=True)
+    if file and file.exists():
+        saved = torch.load(file, map_location=model.device, weights_only=True)
         model.load_state_dict(saved["weights"], strict=False)
         optimizer.load_state_dict(saved["optimizer"])
         history = saved["history"]
         print(f"resuming after step {len(history)} of {len(batches)}")
-    head = linear_head(model)
+    head = linear_head(model)  # saves memory in response_logps, where it can
     model.eval()  # no dropout, so that pi is that of the model itself
 
     progress = progress_bar(range(len(history), len(batches)), "training")
@@ -222,19 +218,17 @@ def train(
         optimizer.step()
         history.append({"step": step + 1, "grad_norm": norm, **metrics})
         progress.set_postfix_str(describe(metrics), refresh=False)
-        if step == 0 and loss is rift_loss and (metrics["logp_neg"] or 0) < -14:
-            tqdm.write(
-                "warning: pi of wrong responses is almost 0: RIFT is RFT; see --loss rift-token"
-            )
-        if checkpoints and config.save_every and (step + 1) % config.save_every == 0:
+        if step == 0 and loss is rift_loss and (metrics["logp_neg"] or 0) < -14:  # e^-14 is 1e-6
+            tqdm.write("warning: pi of wrong responses is almost 0; try --loss rift-token")
+        if file and save_every and (step + 1) % save_every == 0:
             state = {"weights": weights, "optimizer": optimizer.state_dict(), "history": history}
-            torch.save(state, f"{checkpoints}.part")
-            os.replace(f"{checkpoints}.part", checkpoints)
+            torch.save(state, f"{file}.part")
+            os.replace(f"{file}.part", file)
     return history
 
 
 def draw_batches(n: int, config: Training) -> list[list[int]]:
-    """Indices of the samples of each step, cut from shuffles of all n samples in a row."""
+    """Indices of the samples of each step: shuffles of all n, one after another, in batches."""
     size = min(config.batch_size, n)
     total = (config.steps or math.ceil(config.epochs * n / size)) * size
     rng = random.Random(config.seed)
@@ -272,12 +266,11 @@ def progress_bar(steps, title):
 def generate(model, prompts: list[list[int]], stop_ids: list[int], config: Sampling, seed: int):
     """config.k responses to each prompt, as token ids, including the stop token that ended them.
 
-    Each prompt is run once and its cache copied k times. A finished response leaves the batch.
-    """
+    Each prompt is run once and its cache copied k times. A finished response leaves the batch."""
     input_ids, attention = pad(prompts, model.device, "left")
     cache = DynamicCache(config=model.config)
 
-    def next_logits(ids):  # (B, T) -> (B, V)
+    def next_logits(ids):  # (B, T) -> (B, V); `attention` also covers what is in the cache
         positions = (attention.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions}
         output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -290,7 +283,9 @@ def generate(model, prompts: list[list[int]], stop_ids: list[int], config: Sampl
     cache.reorder_cache(prompt_index)  # k copies of each prompt
     logits, attention = logits[prompt_index], attention[prompt_index]
     responses = [[] for _ in prompt_index]
-    response_index = torch.arange(len(prompt_index), device=model.device)  # of each sequence
+    response_index = torch.arange(
+        len(prompt_index), device=model.device
+    )  # sequence -> its response
     stop = torch.tensor(stop_ids, device=model.device)
     rng = torch.Generator(model.device).manual_seed(seed)
     for _ in range(min(config.max_new_tokens, context_length(model) - attention.shape[1])):
@@ -313,12 +308,11 @@ def generate(model, prompts: list[list[int]], stop_ids: list[int], config: Sampl
     return responses
 
 
-def sample(model, tokenizer, problems: list[Record], config: Sampling, path=None) -> list[Record]:
+def sample(model, tokenizer, problems: list[dict], config: Sampling, path=None) -> list[dict]:
     """config.k scored responses to each problem; problems with short prompts come first.
 
-    With a path, each batch is appended to that JSONL file, and complete batches that are there are
-    kept. The random numbers of a batch depend on nothing but config.seed and its position.
-    """
+    With a path, each batch is appended to that file. Complete batches that are there are kept: the
+    random numbers of a batch depend on nothing but config.seed and its position."""
     problems = [encode(model, tokenizer, record, config.template) for record in problems]
     problems.sort(key=lambda record: len(record["prompt_ids"]))
     batch_size = max(1, config.parallel // config.k)  # in problems
@@ -336,7 +330,7 @@ def sample(model, tokenizer, problems: list[Record], config: Sampling, path=None
     for start in progress_bar(starts, "sampling"):
         batch = problems[start : start + batch_size]
         prompts = [record["prompt_ids"] for record in batch]
-        seed = config.seed * 1_000_003 + start // batch_size  # seeds do not share random numbers
+        seed = config.seed * 1_000_003 + start // batch_size  # never shared with another seed
         new = []
         for i, ids in enumerate(generate(model, prompts, stop_ids, config, seed)):
             truncated = ids[-1] not in stop_ids
@@ -350,34 +344,37 @@ def sample(model, tokenizer, problems: list[Record], config: Sampling, path=None
     return samples
 
 
-def score(samples: list[Record], right: float = 1.0, wrong: float = -0.2) -> list[Record]:
-    """Adds a `reward` to each sample: `right` or `wrong`, as math_reward judges its answer."""
+def score(samples: list[dict], right: float = 1.0, wrong: float = -0.2) -> list[dict]:
+    """Adds `right`, the verdict of math_reward, and `reward` to each sample."""
     for record in samples:
-        is_right = math_reward(record["response"], record["answer"], record.get("truncated", False))
-        record["reward"] = right if is_right else wrong
+        truncated = record.get("truncated", False)
+        record["right"] = math_reward(record["response"], record["answer"], truncated)
+        record["reward"] = right if record["right"] else wrong
     return samples
 
 
 # --------------------------------------------------------------------- data: JSONL in, batches out
+# A record is a dict: a problem, which grows into a sample.
 # A problem has `problem` (or `question`), and `answer` or a `solution` with \boxed{answer}.
 # A sample has `prompt` (text that is taken as it is, or a list of chat turns) or else `problem`,
 # for the template; `response` or `completion` (text, or a list with one chat turn); and `reward`.
 # What was drawn here has its tokens too, `prompt_ids` and `response_ids`, and is trained on these.
+# `where` is the file and line that a record was read from.
 
 
 def mistake(record, message):
     return UserError(f"{record.get('where', 'a record')}: {message}")
 
 
-def read_jsonl(path: str | Path) -> list[Record]:
+def read_jsonl(path: str | Path) -> list[dict]:
     """The JSON objects of a file, one on each line."""
     records = []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         where = {"where": f"{path}:{number}"}
         if line.strip():
             try:
-                record = json.loads(line.decode("utf-8-sig")) | where
-                json.dumps(record, ensure_ascii=False, allow_nan=False).encode()  # is it sound?
+                record = json.loads(line.decode("utf-8-sig")) | where  # only a dict takes |
+                json.dumps(record, ensure_ascii=False, allow_nan=False).encode()  # refuses NaN
                 records.append(record)
             except (ValueError, TypeError, RecursionError) as error:
                 raise mistake(where, f"is not a JSON object in UTF-8 ({error})") from None
@@ -386,21 +383,21 @@ def read_jsonl(path: str | Path) -> list[Record]:
     return records
 
 
-def to_jsonl(records: list[Record]) -> str:
+def to_jsonl(records):
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def text_field(record: Record, *names: str) -> str:
-    """The first of these fields that the record has: text that is not blank, or a chat's last."""
+def text_field(record, *names):
+    """Text of the first of these fields that is there; of a chat, the text of its last turn."""
     value = next((record[name] for name in names if record.get(name) is not None), None)
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1].get("content")
     if type(value) not in (str, int, float) or not str(value).strip():
-        raise mistake(record, f"needs text in `{'` or `'.join(names)}`, and it must not be empty")
+        raise mistake(record, f"needs text that is not empty in {' or '.join(names)}")
     return str(value)
 
 
-def read_problems(path: str | Path) -> list[Record]:
+def read_problems(path: str | Path) -> list[dict]:
     """Problems from JSONL. The published files of GSM8K, MATH and MATH-500 work as they are."""
     problems = read_jsonl(path)
     for record in problems:
@@ -412,26 +409,26 @@ def read_problems(path: str | Path) -> list[Record]:
     return problems
 
 
-def read_samples(path: str | Path) -> list[Record]:
+def read_samples(path: str | Path) -> list[dict]:
     """Samples from JSONL: drawn here, or made elsewhere and scored."""
     samples = read_jsonl(path)
     for record in samples:
         reward = record.get("reward")
         if type(reward) not in (int, float) or abs(reward) > 1e9:
             raise mistake(record, "needs a number as its `reward`; `rift.py sample` makes samples")
-        if "prompt_ids" not in record:
+        if not {"prompt_ids", "response_ids"} <= record.keys():
             record["problem"] = text_field(record, "problem", "question", "prompt")
             record["response"] = text_field(record, "response", "completion")
     return samples
 
 
-def encode(model, tokenizer, record: Record, template: str) -> Record:
-    """The record with `prompt_ids` and, if it is a sample, `response_ids`. Drawn samples have them.
+def encode(model, tokenizer, record: dict, template: str) -> dict:
+    """The record with `prompt_ids` and, if it is a sample, `response_ids`. A drawn one has both.
 
     A response from elsewhere is tokenized as it stands after its prompt, and the token that ends a
-    response is added, unless it is there or the response was cut off.
-    """
-    if "prompt_ids" not in record:
+    response is added, unless it is there or the response was cut off."""
+    is_drawn = {"prompt_ids", "response_ids"} <= record.keys()
+    if not is_drawn:
         prompt, is_chat = render_prompt(tokenizer, record, template)
         prompt_ids = tokenize(tokenizer, record, prompt, is_chat)
         record = {**record, "prompt_ids": prompt_ids}
@@ -443,28 +440,28 @@ def encode(model, tokenizer, record: Record, template: str) -> Record:
             if not record.get("truncated") and ids[-1] != end_id(tokenizer):
                 ids.append(end_id(tokenizer))
             record["response_ids"] = ids[len(prompt_ids) :]
-    elif "response" in record:
-        ids = record.get("response_ids", [])
-        if record["response"] not in (tokenizer.decode(ids), tokenizer.decode(ids[:-1])):
-            raise mistake(record, "its `response_ids` do not spell its `response`")
-    ids = record["prompt_ids"] + record.get("response_ids", [0])
+    parts = [record["prompt_ids"], record.get("response_ids", [0])]  # [0]: room for one token
     size, limit = model.get_input_embeddings().num_embeddings, context_length(model)
-    if any(type(id) is not int or not 0 <= id < size for id in ids):
-        raise mistake(record, "its `prompt_ids` or `response_ids` are not tokens of this model")
+    ids = [id for part in parts if isinstance(part, list) for id in part]
+    if not all(parts) or any(type(id) is not int or not 0 <= id < size for id in ids):
+        raise mistake(record, "its prompt_ids or response_ids are not tokens of this model")
     if len(ids) > limit:
         raise mistake(record, f"has {len(ids)} tokens, but the model's context is {limit}")
+    spellings = [tokenizer.decode(ids) for ids in (parts[1], parts[1][:-1])]
+    if is_drawn and record.get("response", spellings[0]) not in spellings:
+        raise mistake(record, "its response_ids do not spell its response")
     return record
 
 
 def render_prompt(tokenizer, record, template):
     """The text of the prompt, and whether it is a chat, which brings its own special tokens."""
     prompt = record.get("prompt")
-    if prompt is None:
+    if not prompt:
         prompt = template.replace("{problem}", record["problem"])
         if tokenizer.chat_template:
-            prompt = [{"role": "user", "content": prompt.strip()}]
+            prompt = [{"role": "user", "content": prompt.strip()}]  # chats end no turn in a newline
     if not isinstance(prompt, list):
-        return prompt, False
+        return str(prompt), False
     try:
         text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template is a program and can raise anything
@@ -473,7 +470,7 @@ def render_prompt(tokenizer, record, template):
 
 
 def tokenize(tokenizer, record, text, is_chat):
-    """Token ids with the beginning-of-sequence token once and no end-of-sequence token added."""
+    """Token ids with the beginning-of-sequence token once, and no end-of-sequence token added."""
     ids = tokenizer(text, add_special_tokens=False).input_ids
     unknown, bos = tokenizer.unk_token_id, tokenizer.bos_token_id
     if unknown is not None and ids.count(unknown) > text.count(tokenizer.unk_token):
@@ -500,11 +497,11 @@ def context_length(model):
 def pad(sequences, device, side="right"):
     """Token ids (B, T) and the attention mask (B, T), 1 at tokens, of sequences of any lengths."""
     tensors = [torch.tensor(sequence, device=device) for sequence in sequences]
-    ids = torch.nn.utils.rnn.pad_sequence(tensors, True, padding_value=-1, padding_side=side)
+    ids = rnn.pad_sequence(tensors, batch_first=True, padding_value=-1, padding_side=side)
     return ids.clamp(min=0), (ids >= 0).long()
 
 
-def collate(samples: list[Record], device: torch.device) -> dict[str, Tensor]:
+def collate(samples: list[dict], device: torch.device) -> dict[str, Tensor]:
     """input_ids, attention_mask and mask (true at the response), all (B, T), and rewards (B,).
     Masks come from lengths, so the end-of-sequence token is trained even if it is also padding."""
     ids, attention = pad([r["prompt_ids"] + r["response_ids"] for r in samples], device)
@@ -517,40 +514,39 @@ def collate(samples: list[Record], device: torch.device) -> dict[str, Tensor]:
 # ----------------------------------------------------------------------------------- evaluation
 
 
-def evaluate(model, tokenizer, problems: list[Record], config: Sampling, out=None) -> dict:
+def evaluate(model, tokenizer, problems: list[dict], config: Sampling, out=None) -> dict:
     """Accuracy on all problems and on each `kind`, as (mean, standard error across problems).
 
-    greedy: of the greedy response. mean@k: of config.k samples. pass@k: share of the problems with
-    a right sample. boxed, truncated: shares of the samples with an answer in a box, and cut off.
-    With a folder `out`, the responses are written there.
-    """
+    greedy: accuracy of the greedy response. mean@k: of the k samples. pass@k: share of the problems
+    with a right sample. boxed, truncated: shares of the samples with a box, and cut off. With a
+    folder `out`, the responses are written there."""
     if not problems:
         raise UserError("there are no problems to evaluate on")
     drawn = sample(model, tokenizer, problems, config, out and out / "samples.jsonl")
-    once = replace(config, k=1, temperature=0)
-    greedy = sample(model, tokenizer, problems, once, out and out / "greedy.jsonl")
-    judged = torch.tensor([[r["reward"], r["boxed"], r["truncated"]] for r in drawn]) > 0
-    right, boxed, truncated = judged.double().view(-1, config.k, 3).unbind(2)  # each (problems, k)
-    greedy_right = (torch.tensor([record["reward"] for record in greedy]) > 0).double()
+    greedily = replace(config, k=1, temperature=0)
+    greedy = sample(model, tokenizer, problems, greedily, out and out / "greedy.jsonl")
+    judged = torch.tensor([[r["right"], r["boxed"], r["truncated"]] for r in drawn]).double()
+    right, boxed, truncated = judged.view(-1, config.k, 3).unbind(2)  # each (problems, k)
+    greedy_right = torch.tensor([record["right"] for record in greedy]).double()
     names = ("greedy", f"mean@{config.k}", f"pass@{config.k}", "boxed", "truncated")
     shares = (greedy_right, right.mean(1), right.amax(1), boxed.mean(1), truncated.mean(1))
     kinds = [str(record.get("kind", "all")) for record in greedy]
     results = {}
     for kind in ["all", *sorted({*kinds} - {"all"})]:
-        chosen = torch.tensor([kind in ("all", own) for own in kinds])
+        chosen = torch.tensor([kind == "all" or kind == own for own in kinds])
         figures = [mean_and_error(share[chosen]) for share in shares]
         results[kind] = {"n": chosen.sum().item(), **dict(zip(names, figures, strict=True))}
     return results
 
 
 def mean_and_error(values):
-    """The mean and its standard error, which a single value does not have."""
-    deviation, mean = torch.std_mean(values)
-    return mean.item(), (deviation / len(values) ** 0.5).item() if len(values) > 1 else None
+    """The mean and its standard error, which is None for a single value."""
+    error = (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None
+    return values.mean().item(), error
 
 
 def table(methods):
-    """The results of each method, by its name, as text of 80 columns, in percent."""
+    """Text of 80 columns, in percent, from {method: results of evaluate}."""
     lines = []
     for kind, figures in next(iter(methods.values())).items():
         columns = [name for name in figures if name != "n"]
@@ -570,7 +566,7 @@ def table(methods):
 
 
 def load_model(config: Settings, dtype: torch.dtype | None = None) -> tuple:
-    """Model and tokenizer, by default to sample with. To train, load the weights in float32."""
+    """Model and tokenizer, by default to sample with. To train, pass dtype=torch.float32."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model)
         dtype = dtype or compute_dtype(config)
@@ -578,11 +574,7 @@ def load_model(config: Settings, dtype: torch.dtype | None = None) -> tuple:
     except Exception as error:  # transformers raises many kinds
         folder = Path(config.model) / "model"
         hint = f"did you mean {folder}? " if folder.is_dir() else ""
-        raise UserError(
-            f"--model {config.model}: {hint}Cannot load it: {str(error)[:200]}"
-        ) from None
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"--model {config.model}: its tokenizer has no end-of-sequence token")
+        raise UserError(f"--model {config.model} on {config.device}: {hint}{error}"[:400]) from None
     torch.set_flush_denormal(True)  # a CPU is slow with the tiny numbers of a pi that vanishes
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA
     return model.eval(), tokenizer
@@ -592,7 +584,8 @@ def compute_dtype(config):
     """The dtype to sample in, and to compute in with the float32 weights of training."""
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
-    has_bfloat16 = "cuda" in config.device and torch.cuda.is_bf16_supported(False)
+    on_cuda = "cuda" in config.device
+    has_bfloat16 = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
@@ -603,8 +596,7 @@ def response_logps(model, batch: dict[str, Tensor], head: torch.nn.Linear | None
     """log pi of each response token given all before it, 0 elsewhere: (B, T-1), in nats.
 
     Column t belongs to token t + 1. The logits of the N response tokens, (N, V), are the largest
-    tensor of all. With a `head` (see linear_head) they are computed in chunks, twice, never whole.
-    """
+    tensor of all. With a `head` (see linear_head) they are made in chunks and never held whole."""
     is_response = batch["mask"][:, 1:]  # (B, T-1)
     targets = batch["input_ids"][:, 1:][is_response]  # (N,)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -632,8 +624,8 @@ def at_least_float32(x):
 
 
 @torch.no_grad()
-def linear_head(model) -> torch.nn.Linear | None:
-    """The output layer, if the logits are exactly its weight times the last hidden state."""
+def linear_head(model):
+    """The output layer, if the logits are exactly its weight times the hidden state, else None."""
     head = model.get_output_embeddings()
     ids = torch.arange(2, device=model.device)[None]
     output = model(input_ids=ids, output_hidden_states=True, use_cache=False)
@@ -644,31 +636,32 @@ def linear_head(model) -> torch.nn.Linear | None:
 
 
 # ------------------------------------------------------------------------------------ commands
-# The settings of each command, then what it does in its folder. It returns what to print.
+# The settings of each command, then its function, which returns the text to print.
 
 
 @dataclass
-class SampleSettings(Sampling):
+class SampleCommand(Sampling):
     problems: str = flag("data/train.jsonl", "JSONL file of problems")
 
 
 @dataclass
-class TrainSettings(Training):
+class TrainCommand(Training):
+    save_every: int = flag(0, "steps between checkpoints that --resume can use; 0 is none")
     samples: str = flag("runs/sample/samples.jsonl", "JSONL file of samples with rewards")
     loss: str = flag("rift", "what to minimise", choices=tuple(LOSSES))
 
 
 @dataclass
-class EvalSettings(Sampling):
+class EvalCommand(Sampling):
     test: str = flag("data/test.jsonl", "JSONL file of problems")
 
 
 @dataclass
-class DemoSettings(SampleSettings, EvalSettings, Training):
-    """Everything but --samples and --loss."""
+class DemoCommand(SampleCommand, EvalCommand, Training):
+    """All flags but --samples and --loss."""
 
 
-def run_sample(config: SampleSettings) -> str:
+def run_sample(config: SampleCommand) -> str:
     """Draw responses to problems and score them."""
     problems = read_problems(config.problems)
     model, tokenizer = load_model(config)
@@ -678,31 +671,32 @@ def run_sample(config: SampleSettings) -> str:
 
 def summary(samples):
     n = len(samples)
-    right = sum(record["reward"] > 0 for record in samples) / n
+    right = sum(record["right"] for record in samples) / n
     boxed = sum(record["boxed"] for record in samples) / n
     truncated = sum(record["truncated"] for record in samples) / n
     return f"{n} samples: {right:.1%} right, {boxed:.1%} boxed, {truncated:.1%} truncated"
 
 
-def run_train(config: TrainSettings) -> str:
+def run_train(config: TrainCommand) -> str:
     """Fine-tune a model on samples with rewards."""
     samples = read_samples(config.samples)
     model, tokenizer = load_model(config, torch.float32)
     out = open_folder(config)
-    checkpoints = out / "checkpoint.pt"
-    history = train(model, tokenizer, samples, config, LOSSES[config.loss], checkpoints)
+    loss, file = LOSSES[config.loss], out / "checkpoint.pt"
+    history = train(model, tokenizer, samples, config, loss, file, config.save_every)
     write_atomically(out / "metrics.jsonl", to_jsonl(history))
     model.save_pretrained(out / "model.part")
     tokenizer.save_pretrained(out / "model.part")
     os.replace(out / "model.part", out / "model")
-    checkpoints.unlink(missing_ok=True)
+    file.unlink(missing_ok=True)
     if "stopped" in history[-1]:
         end = f"step {len(history)} is not finite; {out / 'model'} has the weights from before it"
+        write_atomically(out / "finished.json", '{"stopped": "not finite"}\n')
         raise UserError(f"{end}. Try a lower --lr")
     return f"{describe(history[0])}\n{describe(history[-1])}"
 
 
-def run_eval(config: EvalSettings) -> str:
+def run_eval(config: EvalCommand) -> str:
     """Measure the accuracy of a model."""
     problems = read_problems(config.test)
     model, tokenizer = load_model(config)
@@ -712,23 +706,26 @@ def run_eval(config: EvalSettings) -> str:
     return table({"this model": results})
 
 
-def run_demo(config: DemoSettings) -> str:
+def run_demo(config: DemoCommand) -> str:
     """The default job: SFT, RFT, naive and RIFT from the same model and the same samples."""
     problems, test = read_problems(config.problems), read_problems(config.test)
-    experts = [{**p, "response": text_field(p, "solution"), "reward": 1} for p in problems]
-    sampler, tokenizer = load_model(config)
+    experts = [
+        {**p, "response": text_field(p, "solution", "answer"), "reward": 1} for p in problems
+    ]
+    sampler, tokenizer = load_model(config)  # the model in the dtype to sample in
     out = open_folder(config)
     samples = sample(sampler, tokenizer, problems, config, out / "samples.jsonl")
     print(summary(samples))
     config.steps = len(draw_batches(len(samples), config))  # the same for every method
-    losses = {"SFT on solutions": rft_loss, "RFT": rft_loss, "naive": naive_loss, "RIFT": rift_loss}
+    losses = {"base model": None, "SFT on solutions": rft_loss, "RFT": rft_loss}
+    losses |= {"naive": naive_loss, "RIFT": rift_loss}
     path = out / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    for name in ("base model", *losses):
+    for name, loss in losses.items():
         if name not in results:
             model, _ = load_model(config, torch.float32)
             data = experts if name == "SFT on solutions" else samples
-            history = train(model, tokenizer, data, config, losses[name]) if name in losses else []
+            history = train(model, tokenizer, data, config, loss) if loss else []
             sampler.load_state_dict(model.state_dict())
             accuracy = evaluate(sampler, tokenizer, test, config)
             results[name] = {"accuracy": accuracy, "history": history}
@@ -748,9 +745,9 @@ def parse(argv):
     if command not in COMMANDS:
         raise UserError(f"no command {command!r}; choose from {', '.join(COMMANDS)}")
     run = COMMANDS[command]
-    settings = run.__annotations__["config"]  # the class of the command's settings
-    doc = f"{run.__doc__} Commands: {', '.join(COMMANDS)}."
-    parser = argparse.ArgumentParser(f"rift.py {command}", description=doc, allow_abbrev=False)
+    settings = run.__annotations__["config"]  # the class after "config:"
+    text = f"{run.__doc__} Commands: {', '.join(COMMANDS)}."
+    parser = argparse.ArgumentParser(f"rift.py {command}", description=text, allow_abbrev=False)
     for setting in fields(settings):
         options = {"type": setting.type, "choices": setting.metadata["choices"]}
         if setting.type is bool:
@@ -785,7 +782,7 @@ def open_folder(config):
     return out
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path, text):
     """Writes the whole file or, if the process is killed, nothing."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
@@ -796,31 +793,27 @@ def main(argv):
     """Exit status: 0, 2 after a mistake in the input, 130 after Ctrl-C."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    out, started = Path("runs"), time.perf_counter()
+    was_empty, started = False, time.perf_counter()
     try:
         config, run = parse(argv)
         out = Path(config.out)
+        was_empty = not any(out.glob("*"))
         print(run(config))
         machine = f"{config.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         facts = {"minutes": (time.perf_counter() - started) / 60, "machine": machine}
         write_atomically(out / "finished.json", json.dumps(facts) + "\n")
         print(f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     except (UserError, OSError) as error:
-        if list(out.glob("*")) == [out / "settings.json"]:  # nothing was done
+        if was_empty and list(out.glob("*")) == [out / "settings.json"]:  # nothing was done
             (out / "settings.json").unlink()
-            out.rmdir()
+            os.removedirs(out)
         print("rift.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        saved = [path.name for path in out.glob("*.[jp]*") if path.stem != "settings"]
-        print(
-            f"\nstopped; --resume continues from {' '.join(saved) or 'the start'}", file=sys.stderr
-        )
+        print("\nstopped; --resume continues after the last batch or checkpoint", file=sys.stderr)
         return 130
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
