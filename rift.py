@@ -183,7 +183,7 @@ def train(
     """Fine-tunes the model in place and returns the metrics of each optimizer step.
 
     `loss` is one of LOSSES or a function like them. A step that is not finite ends training before
-    it reaches the weights. With a path `file`, a checkpoint is written there every `save_every` steps;
+    it reaches the weights. With a path `file`, a checkpoint is saved every `save_every` steps;
     if one is there at the start, training continues from it, to the same weights."""
     samples = [record for record in samples if record["reward"] != 0]
     if loss is rft_loss:
