@@ -442,8 +442,8 @@ def encode(model, tokenizer, record: dict, template: str) -> dict:
             record["response_ids"] = ids[len(prompt_ids) :]
     parts = [record["prompt_ids"], record.get("response_ids", [0])]  # [0]: room for one token
     size, limit = model.get_input_embeddings().num_embeddings, context_length(model)
-    ids = [id for part in parts if isinstance(part, list) for id in part]
-    if not all(parts) or any(type(id) is not int or not 0 <= id < size for id in ids):
+    ids = sum(parts, []) if all(isinstance(part, list) and part for part in parts) else []
+    if not ids or any(type(id) is not int or not 0 <= id < size for id in ids):
         raise mistake(record, "its prompt_ids or response_ids are not tokens of this model")
     if len(ids) > limit:
         raise mistake(record, f"has {len(ids)} tokens, but the model's context is {limit}")
