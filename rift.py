@@ -810,7 +810,8 @@ def main(argv):
         print("rift.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; --resume continues after the last batch or checkpoint", file=sys.stderr)
+        text = "--resume continues from the last batch or checkpoint, or else anew"
+        print(f"\nstopped; {text}", file=sys.stderr)
         return 130
     return 0
 
