@@ -9,6 +9,7 @@
 The functions in SECTIONS return that text. test_study.py compares it with the pages.
 """
 
+import json
 import re
 import statistics
 from collections.abc import Iterable
@@ -18,11 +19,13 @@ from typing import Any
 
 from scipy import stats
 
+from data.study import memory
 from data.study.study import METHODS, TEMPERATURES, Run, best_rate, rates_searched
 
 MEASURES = ("greedy", "mean@8", "pass@8")
 HERE = Path(__file__).resolve().parent
-PAGES = {"study": HERE / "README.md", "project": HERE.parent.parent / "README.md"}
+MARKED = re.compile(r"<!-- numbers: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
+PAGES = (HERE / "README.md", HERE.parent.parent / "README.md")
 
 
 # ----------------------------------------------------------------------------------- statistics
@@ -296,7 +299,19 @@ def pretrained_small_table(study: Run) -> str:
         if method == "rft-steps":
             cells[1] = cells[3] = ""
         rows.append([METHODS[method].name, *cells])
-    return table(["", "mean@8", "− RFT, by seed", "pass@8", "− RFT, by seed"], rows)
+    text = table(["", "mean@8", "− RFT, by seed", "pass@8", "− RFT, by seed"], rows)
+    half = interval(pretrained_lead(study))[1]
+    return (
+        f"{text}\n\nOver the three seeds, the 95 % interval of RIFT − RFT in mean@8 reaches "
+        f"{half:.1f} points to each side, so a trial of this size cannot see less than that."
+    )
+
+
+def pretrained_lead(study: Run) -> list[float]:
+    """RIFT - RFT in mean@8, one for each seed."""
+    methods = ({"method": method} for method in ("rift", "rft-steps"))
+    values = (values_of(study["pretrained-small"], want, "mean@8") for want in methods)
+    return list(minus(*values).values())
 
 
 def searches_table(study: Run) -> str:
@@ -313,13 +328,240 @@ def searches_table(study: Run) -> str:
     return table(["search", "method", "T", "r", "learning rate: mean@8, %"], rows)
 
 
+# ------------------------------------------------------------------------------------- sentences
+
+
+def led(study: Run, mine: str, other: str, measure: str, kind: str = "all") -> str:
+    return difference(lead(study["bases"], settings(mine), settings(other), measure, kind))
+
+
+def at_t(study: Run, measure: str, t: float) -> str:
+    runs = study["bases"] + study["temperature"]
+    mine, other = (at_temperature(study, method, t) for method in ("rift", "rft-steps"))
+    return difference(lead(runs, mine, other, measure))
+
+
+def wins(study: Run) -> int:
+    """Base models on which RIFT leads RFT, same steps, by every measure."""
+    pair = settings("rift"), settings("rft-steps")
+    leads = [lead(study["bases"], *pair, measure) for measure in MEASURES]
+    return sum(min(values) > 0 for values in zip(*leads, strict=True))
+
+
+def steps_text(study: Run, measure: str) -> str:
+    """How accuracy and lead change from the fewest steps to the most."""
+    runs, rft = steps_rows(study, "rft-steps")
+    _, rift = steps_rows(study, "rift")
+    few, many = min(rift), max(rift)
+    levels = [level(runs, rows[n], measure) for rows in (rft, rift) for n in (few, many)]
+    leads = [difference(lead(runs, rift[n], rft[n], measure)) for n in (few, many)]
+    return (
+        f"in {measure} RFT goes from {levels[0]} to {levels[1]}, RIFT from {levels[2]} to "
+        f"{levels[3]}, and the lead from {leads[0]} to {leads[1]}"
+    )
+
+
+def single_runs_text(study: Run) -> str:
+    """How much of the lead in mean@8 is one run, and whether an interval of t is apt for it."""
+    runs, mine, other = study["bases"], settings("rift"), settings("rft-steps")
+    pairs = minus(values_of(runs, mine, "mean@8"), values_of(runs, other, "mean@8"))
+    (base, seed), largest = max(pairs.items(), key=lambda item: item[1])
+    rest = {pair: value for pair, value in pairs.items() if pair != (base, seed)}
+    groups = [[v for (b, _), v in pairs.items() if b == n] for n in {b for b, _ in pairs}]
+    within = statistics.fmean(statistics.variance(group) for group in groups) ** 0.5
+    between = statistics.stdev(by_base(pairs))
+    normal = {
+        measure: stats.shapiro(lead(runs, mine, other, measure)).pvalue for measure in MEASURES
+    }
+    chances = ", ".join(f"{measure} {p:.1g}" for measure, p in normal.items())
+    return (
+        f"The largest lead of a single run in mean@8 is {largest:+.1f} (base model {base}, seed "
+        f"{seed}); without this run of {len(pairs)} the mean is {difference(by_base(rest))}. Two "
+        f"seeds of one base model differ about as much as two base models do: the standard "
+        f"deviation is {within:.1f} points within and {between:.1f} between base models. Shapiro's "
+        f"test of normality gives p = {chances}, so the t interval is apt for pass@8 only; the "
+        f"sign test and Wilcoxon's interval hold for all three."
+    )
+
+
+def rarity_text(study: Run) -> str:
+    """Rank correlation of how many samples of the misconception are right, and the lead there."""
+    runs, texts = study["bases"] + study["temperature"], []
+    for t in TEMPERATURES:
+        mine, other = (at_temperature(study, method, t) for method in ("rift", "rft-steps"))
+        found = {}
+        for run in runs:
+            if mine.items() <= run.items():
+                found[run["base"], run["seed"]] = run["right"]["misconception"]
+        leads = lead(runs, mine, other, "mean@8", "misconception")
+        rho, p = stats.spearmanr(by_base(found), leads)
+        texts.append(
+            f"T = {t:g}: {statistics.fmean(found.values()):.0f} right, {rho:+.2f} (p {p:.2f})"
+        )
+    return "; ".join(texts)
+
+
+def naive_text(study: Run) -> str:
+    parts = [
+        f"{led(study, 'naive', 'base', 'mean@8', kind)} on the {kind}"
+        for kind in ("slips", "misconception")
+    ]
+    return " and ".join(parts)
+
+
+def summary(study: Run) -> str:
+    many = max(run["steps"] for run in study["passes"])
+    return "\n".join(
+        [
+            "- **Asked:** do wrong samples help, when and how much? RIFT against RFT, naive and "
+            "TOPR, on ten tiny base models that do arithmetic.",
+            f"- **Found:** at temperature 1 and the same steps RIFT leads RFT on {wins(study)} of "
+            f"10 base models by every measure: {led(study, 'rift', 'rft-steps', 'pass@8')} points "
+            f"in pass@8, {led(study, 'rift', 'rft-steps', 'greedy')} greedy, "
+            f"{led(study, 'rift', 'rft-steps', 'mean@8')} in mean@8.",
+            f"- In pass@8 it also leads RFT on distinct responses "
+            f"({led(study, 'rift', 'rft-distinct', 'pass@8')}), RFT with the same passes "
+            f"({led(study, 'rift', 'rft-passes', 'pass@8')}), and RFT with as many right samples a "
+            f"step ({led(study, 'rift-positives', 'rft-steps', 'pass@8')}).",
+            f"- Nearly all of it is on problems where right samples are rare. On the others mean@8 "
+            f"changes by {led(study, 'rift', 'rft-steps', 'mean@8', 'slips')}.",
+            f"- **More steps:** from 57 to {many}, {steps_text(study, 'pass@8')}.",
+            f"- **Against the method:** with samples drawn at temperature 1.5, the best for RFT, "
+            f"nothing is left ({at_t(study, 'mean@8', 1.5)} in mean@8, "
+            f"{at_t(study, 'pass@8', 1.5)} in pass@8).",
+            "- On the one pretrained model tried, with few problems, no loss that uses wrong "
+            "samples did better than RFT. The paper's own gains have not been reproduced.",
+            "- **How sure:** the leads at T = 1 are; that they carry over to large models, other "
+            "problems or long responses is not known.",
+        ]
+    )
+
+
+# ------------------------------------------------------------------- cost, speed, the other page
+
+
+def cost_text(study: Run) -> str:
+    machine, rows = study["machine"], []
+    for name, runs in study.items():
+        if name != "machine" and runs:
+            minutes = sum(run["minutes"] for run in runs)
+            rows.append([name, str(len(runs)), f"{minutes:.0f}"])
+    total = sum(float(row[2]) for row in rows)
+    return (
+        table(["experiment", "runs", "minutes of one core"], rows)
+        + f"\n\nTogether {total / 60:.1f} hours of one core ({machine['cpu']}), with Python "
+        f"{machine['python']}, torch {machine['torch']} and transformers {machine['transformers']}."
+    )
+
+
+def bench_table(bench: dict) -> str:
+    rows = []
+    for name, row in bench.items():
+        ours, peer = (
+            f"{v:,.3g}" if v < 1000 else f"{v:,.0f}" for v in (row["ours"], row["peer"] or 0)
+        )
+        ratio = f"{row['ratio']:.2f}" if row["ratio"] else ""
+        where = f"{row['on']}, {row['threads']} threads, {row['date']}"
+        rows.append([name, ours, peer if row["peer"] else "", ratio, where])
+    return table(["", "rift.py", "beside", "ratio", "measured"], rows)
+
+
+def bfloat16_table(found: dict) -> str:
+    names = ("before", "trained, in memory", "saved in float32 and loaded", "rounded to bfloat16")
+    rows = [
+        [
+            f"{kind}, {run['steps']} steps, learning rate {run['lr']:g}",
+            *(f"{run[name]:.1f}" for name in names),
+            f"{run['weights as before training, %']:.0f} %",
+        ]
+        for kind, run in found.items()
+    ]
+    return table(["log π of the samples", *names, "weights as before"], rows)
+
+
+def project_text(study: Run) -> str:
+    """What README.md says of the study: five sentences and a table."""
+    many = max(run["steps"] for run in study["passes"])
+    pretrained = pretrained_lead(study)
+    seeds = ", ".join(f"{value:+.1f}" for value in pretrained)
+    rows = []
+    for name, want in rows_of(study).items():
+        if want["method"] in ("base", "rft-steps", "rft-distinct", "naive", "rift") and (
+            want["lr"] != 1e-4
+        ):
+            rows.append([name, *(level(study["bases"], want, m) for m in MEASURES)])
+    runs = study["bases"] + study["temperature"]
+    for method, name in (("rft-steps", "RFT"), ("rift", "RIFT")):
+        want = at_temperature(study, method, 1.5)
+        levels = [level(runs, want, measure) for measure in MEASURES]
+        rows.append([f"{name}, samples drawn at T = 1.5", *levels])
+    sentences = [
+        f"With samples drawn at temperature 1 and the same number of steps, RIFT leads RFT on "
+        f"{wins(study)} of 10 base models by every measure: by "
+        f"{led(study, 'rift', 'rft-steps', 'pass@8')} points in pass@8, "
+        f"{led(study, 'rift', 'rft-steps', 'greedy')} greedy and "
+        f"{led(study, 'rift', 'rft-steps', 'mean@8')} in mean@8.",
+        f"Nearly all of the lead is on the misconception, where right samples are rare; on the "
+        f"slips mean@8 changes by {led(study, 'rift', 'rft-steps', 'mean@8', 'slips')}, and naive "
+        f"changes it there by {led(study, 'naive', 'base', 'mean@8', 'slips')} against the base "
+        f"model.",
+        f"With more steps on the same samples, from 57 to {many}, {steps_text(study, 'pass@8')}.",
+        f"With samples drawn at temperature 1.5, the best for RFT, nothing of the lead is left "
+        f"({at_t(study, 'pass@8', 1.5)} in pass@8, {at_t(study, 'mean@8', 1.5)} in mean@8): hotter "
+        f"samples hold more right ones, and RFT gains more from them than RIFT does.",
+        f"On a pretrained model (SmolLM2-135M, 100 word problems, three seeds) wrong samples did "
+        f"not help: RIFT − RFT is {seeds} points of mean@8 by seed, a trial too small to see "
+        f"less than {interval(pretrained)[1]:.0f} points.",
+    ]
+    numbered = [f"{number}. {sentence}" for number, sentence in enumerate(sentences, start=1)]
+    return "\n".join(numbered) + "\n\n" + table(["T = 1, %", *MEASURES], rows)
+
+
 # ---------------------------------------------------------------------------------- writing pages
 
 
-def mark(name: str) -> str:
-    return f"<!-- numbers: {name} -->"
+def replace_marked(page: str, texts: dict[str, str]) -> str:
+    """The page with these texts between its marks. A mark without a text is an error."""
+
+    def new(match: re.Match) -> str:
+        return f"<!-- numbers: {match[1]} -->\n{texts[match[1]]}\n<!-- end -->"
+
+    return MARKED.sub(new, page)
 
 
 def marked(page: str) -> dict[str, str]:
-    """The texts between the marks of a page, by their name."""
-    return dict(re.findall(r"<!-- numbers: (.*?) -->\n(.*?)\n<!-- end -->", page, re.DOTALL))
+    """The texts between the marks of a page."""
+    return {match[1]: match[2].removesuffix("\n") for match in MARKED.finditer(page)}
+
+
+def texts_of(study: Run, bench: dict, bfloat16: dict) -> dict[str, str]:
+    """By the name of its mark, what stands in the pages."""
+    sections = {
+        "summary": summary,
+        "main": main_tables,
+        "differences": main_differences,
+        "kinds": differences_by_kind,
+        "bases": single_bases,
+        "single-runs": single_runs_text,
+        "naive": naive_text,
+        "passes": passes_table,
+        "rewards": rewards_table,
+        "temperature": temperature_table,
+        "rarity": rarity_text,
+        "long": long_table,
+        "pretrained-small": pretrained_small_table,
+        "searches": searches_table,
+        "cost": cost_text,
+        "study": project_text,
+    }
+    texts = {name: text(study) for name, text in sections.items()}
+    return texts | {"bench": bench_table(bench), "bfloat16": bfloat16_table(bfloat16)}
+
+
+def write_pages(study: Run) -> None:
+    read = {name: json.loads((HERE / f"{name}.json").read_text()) for name in ("bench", "bfloat16")}
+    texts = texts_of(study, read["bench"], read["bfloat16"])
+    texts["memory"] = table(memory.HEADER, memory.rows())
+    for page in PAGES:
+        page.write_text(replace_marked(page.read_text(), texts))
+        print(f"wrote the numbers in {page}")

@@ -21,11 +21,9 @@ temperature 1. Learning rates are chosen on validation problems, with another se
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -444,18 +442,20 @@ def is_made(world: Path) -> bool:
     return (Path(model_folder(world)) / "how_it_was_made.json").exists()
 
 
-def machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads of a process": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-    }
+def rounded(study: Run) -> Run:
+    """With five significant digits."""
+    return json.loads(json.dumps(study), parse_float=lambda text: float(f"{float(text):.5g}"))
+
+
+def write_study(study: Run) -> None:
+    """study.json, one run a line."""
+    lines = []
+    for name, value in study.items():
+        text = json.dumps(value)
+        if isinstance(value, list):
+            text = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+        lines.append(f"{json.dumps(name)}: {text}")
+    rift.write_atomically(HERE / "study.json", "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 # ------------------------------------------------------------------------------------- commands
@@ -474,6 +474,15 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     if args.command == "run":
         run_experiments(args.experiments, args.worlds, args.runs, args.part)
+        return
+    from data.study import draw, report  # these need scipy and matplotlib
+
+    study = rounded(read_study(args.runs))
+    if args.command == "report":
+        write_study(study)
+        report.write_pages(study)
+    if args.command == "figure":
+        draw.draw_all(study, HERE)
 
 
 if __name__ == "__main__":
