@@ -11,11 +11,11 @@ from data.study.report import (
     COMPARED,
     MEASURES,
     by_base,
+    by_steps,
     difference,
     interval,
     lead,
     settings,
-    steps_rows,
     values_of,
 )
 from data.study.study import Run
@@ -43,8 +43,8 @@ def draw_leads(axes: list[Axes], study: Run) -> None:
 
 def draw_steps(axes: list[Axes], study: Run) -> None:
     """Accuracy of both methods on a logarithmic axis of steps; above, their paired difference."""
-    runs, rft = steps_rows(study, "rft-steps")
-    _, rift = steps_rows(study, "rift")
+    runs = study["bases"] + study["passes"]
+    rft, rift = by_steps(study, "rft-steps"), by_steps(study, "rift")
     for ax, measure in zip(axes, ("mean@8", "pass@8"), strict=True):
         base = by_base(values_of(study["bases"], settings("base", seed=0), measure))
         ax.axhline(interval(base)[0], color="black", lw=0.8, ls=":")
