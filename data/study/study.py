@@ -22,8 +22,9 @@ import argparse
 import json
 import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,14 +38,14 @@ HERE = Path(__file__).resolve().parent
 Run = dict[str, Any]
 Sample = dict[str, Any]
 SETTINGS = ("base", "seed", "method", "temperature", "lr", "wrong", "steps", "on")
-BASES = range(10)
-SEARCH_BASES, SEARCH_SEED = (0, 1, 2), 100
+BASES, LONG_BASES = range(10), ("words-0", "words-1")
 RATES, TEMPERATURES = (1e-4, 3e-4, 1e-3), (1.0, 1.5, 2.0)
-LONG_RATES = (1e-4, 3e-4)
-PRETRAINED_RATES = (1e-6, 3e-6, 1e-5, 3e-5)
+SEARCH_SEED = 100
+HOT = (("rft-steps", -0.2), ("rift", -0.2), ("topr", -0.2))  # compared at each temperature
+TOKEN = (("rift-token", -0.05), ("rift-token", -0.2))
 
 
-# -------------------------------------------------------------------------------------- methods
+# ------------------------------------------------------------------------------------- methods
 
 
 def topr_loss(wrong: float) -> Callable:
@@ -113,16 +114,21 @@ def make_run(base: int | str, seed: int, method: str, **changes: Any) -> Run:
     return run | changes
 
 
-def search(study: Run) -> list[Run]:
-    """Each loss at T = 1, and those that are compared at other temperatures there, too."""
-    pairs = [(1.0, method) for method in ("rft-steps", "naive", "rift", "topr", "rift-token")]
-    pairs += [(t, method) for t in (1.5, 2.0) for method in ("rft-steps", "rift", "topr")]
+def searching(bases: Iterable, rates: Iterable, losses: Iterable, **changes: Any) -> list[Run]:
+    """Each loss, with its reward of wrong samples, at each rate, on validation problems."""
     return [
-        make_run(base, SEARCH_SEED, method, temperature=t, lr=lr, on="valid")
-        for t, method in pairs
-        for lr in RATES
-        for base in SEARCH_BASES
+        make_run(base, SEARCH_SEED, method, wrong=wrong, lr=lr, on="valid", **changes)
+        for method, wrong in losses
+        for lr in rates
+        for base in bases
     ]
+
+
+def search(study: Run) -> list[Run]:
+    runs = searching(range(3), RATES, [*HOT, ("naive", -0.2), ("rift-token", -0.2)])
+    for t in (1.5, 2.0):
+        runs += searching(range(3), RATES, HOT, temperature=t)
+    return runs
 
 
 def bases(study: Run) -> list[Run]:
@@ -140,24 +146,18 @@ def bases(study: Run) -> list[Run]:
 
 def temperature(study: Run) -> list[Run]:
     """Each at its best learning rate. What is in `bases` already is left out."""
-    methods = ("rft-steps", "rift", "topr")
-    settings = [(m, t, best_rate(study, m, temperature=t)) for t in TEMPERATURES for m in methods]
+    rates = {(m, t): best_rate(study, m, temperature=t) for t in TEMPERATURES for m, _ in HOT}
     return [
         make_run(base, seed, method, temperature=t, lr=lr)
         for seed in (0, 1)
         for base in BASES
-        for method, t, lr in settings
+        for (method, t), lr in rates.items()
         if (t, lr) != (1.0, 3e-4)
     ]
 
 
 def passes_search(study: Run) -> list[Run]:
-    return [
-        make_run(base, SEARCH_SEED, method, lr=lr, steps=228, on="valid")
-        for method in ("rft-steps", "rift")
-        for lr in RATES
-        for base in SEARCH_BASES
-    ]
+    return searching(range(3), RATES, [("rft-steps", -0.2), ("rift", -0.2)], steps=228)
 
 
 def passes(study: Run) -> list[Run]:
@@ -174,70 +174,45 @@ def rewards(study: Run) -> list[Run]:
     return [make_run(base, 0, "rift", wrong=wrong) for base in BASES for wrong in (-0.05, -1.0)]
 
 
-LONG_METHODS = (
-    ("rft-steps", -0.2),
-    ("rift", -0.2),
-    ("rift-token", -0.05),
-    ("rift-token", -0.2),
-    ("topr", -0.2),
-)
-
-
 def long_search(study: Run) -> list[Run]:
     """Base models with long responses: data.make_data --words 16 --out runs/world-words-N."""
-    return [
-        make_run(base, SEARCH_SEED, method, lr=lr, wrong=wrong, on="valid")
-        for method, wrong in LONG_METHODS
-        for lr in LONG_RATES
-        for base in ("words-0", "words-1")
-    ]
+    return searching(LONG_BASES, (1e-4, 3e-4), [*HOT, *TOKEN])
 
 
 def long(study: Run) -> list[Run]:
-    methods = [
-        (method, wrong, best_rate(study, method, "long-search", wrong=wrong))
-        for method, wrong in LONG_METHODS
-    ]
+    losses = [(m, r, best_rate(study, m, "long-search", wrong=r)) for m, r in (*HOT, *TOKEN)]
     return [
         make_run(base, seed, method, lr=lr, wrong=wrong)
         for seed in (0, 1)
-        for base in ("words-0", "words-1")
-        for method, wrong, lr in [("base", -0.2, 0.0), *methods]
+        for base in LONG_BASES
+        for method, wrong, lr in [("base", -0.2, 0.0), *losses]
     ]
 
 
-# The pretrained model (data/study/make_pretrained.py makes it). What this design can detect, said
-# before any of its runs: in the earlier study with 100 test problems and three seeds, RIFT's lead
-# over RFT in mean@8 had a standard deviation of 2.3 points between seeds. Three times as many
-# problems make it 1.35. Over five seeds the 95 % interval is then the lead +- 1.7 points, and a
-# lead of 2.2 points is found with a probability of 80 %: (t(0.975) + t(0.8)) 1.35 / sqrt(5), with
-# 4 degrees of freedom. This is for these 300 problems. `right_of_8` keeps each problem's count, so
-# that the interval over problems can be computed too.
-
-PRETRAINED_LOSSES = (("rft-steps", -0.2), ("rift", -0.2), ("rift-token", -0.05), ("topr", -0.2))
+# The pretrained model, which data.study.make_pretrained makes. What this trial can detect, said
+# before any of its runs: in a first one with 100 test problems and three seeds, RIFT's lead over
+# RFT in mean@8 had a standard deviation of 2.3 points between seeds. Three times as many problems
+# make it 1.35. Over five seeds the 95 % interval is then the lead ± 1.7 points, and a lead of 2.2
+# points is found with a probability of 80 %: (t(0.975) + t(0.8)) 1.35 / sqrt(5), with 4 degrees of
+# freedom. That is for these 300 problems. Each run also keeps how many of the 8 samples of each
+# problem are right, so that an interval over problems can be computed, too.
 
 
 def pretrained_search(study: Run) -> list[Run]:
-    return [
-        make_run("smollm2", SEARCH_SEED, method, lr=lr, wrong=wrong, temperature=t, on="valid")
-        for t in (1.0, 1.5)
-        for method, wrong in PRETRAINED_LOSSES
-        for lr in PRETRAINED_RATES
-    ]
+    """At T = 1. The rates that it finds are used at T = 1.5, too."""
+    return searching(["smollm2"], (1e-6, 3e-6, 1e-5, 3e-5), [*HOT, TOKEN[0]])
 
 
 def pretrained(study: Run) -> list[Run]:
-    methods = [*PRETRAINED_LOSSES, ("rft-distinct", -0.2), ("rift-positives", -0.2)]
-    runs = []
-    for t in (1.0, 1.5):
-        for seed in range(5):
-            if t == 1.0:
-                runs.append(make_run("smollm2", seed, "base"))
-            for method, wrong in methods:
-                settings = {"temperature": t, "wrong": wrong}
-                lr = best_rate(study, method, "pretrained-search", **settings)
-                runs.append(make_run("smollm2", seed, method, lr=lr, **settings))
-    return runs
+    runs = [make_run("smollm2", seed, "base") for seed in range(5)]
+    for method, wrong in (*HOT, TOKEN[0], ("rft-distinct", -0.2), ("rift-positives", -0.2)):
+        lr = best_rate(study, method, "pretrained-search", wrong=wrong)
+        runs += [
+            make_run("smollm2", seed, method, lr=lr, wrong=wrong, temperature=t)
+            for t in (1.0, 1.5)
+            for seed in range(5)
+        ]
+    return sorted(runs, key=lambda run: run["seed"])
 
 
 EXPERIMENTS: dict[str, Callable[[Run], list[Run]]] = {
@@ -280,19 +255,23 @@ def best_rate(study: Run, method: str, experiment: str = "search", **settings: A
 # -------------------------------------------------------------------------------------- one run
 
 
+def sampling(world: Path, size: Size, seed: int, temperature: float) -> rift.Sampling:
+    return rift.Sampling(
+        model=model_folder(world),
+        device="cpu",
+        dtype=size.dtype,
+        seed=seed,
+        temperature=temperature,
+        max_new_tokens=size.max_new_tokens,
+    )
+
+
 def read_samples(run: Run, world: Path, folder: Path) -> list[Sample]:
     """The scored samples of a base model, seed and temperature. All methods share them."""
     path = folder / f"{world.name}-seed-{run['seed']}-T-{run['temperature']:g}.jsonl"
     if not path.exists():
         size = size_of(run["base"])
-        config = rift.Sampling(
-            model=model_folder(world),
-            device="cpu",
-            dtype=size.dtype,
-            seed=run["seed"],
-            temperature=run["temperature"],
-            max_new_tokens=size.max_new_tokens,
-        )
+        config = sampling(world, size, run["seed"], run["temperature"])
         model, tokenizer = rift.load_model(config)
         problems = rift.read_problems(world / "train.jsonl")[: size.problems]
         folder.mkdir(parents=True, exist_ok=True)
@@ -370,25 +349,25 @@ def carry_out(run: Run, worlds: Path, folder: Path) -> Run:
     world = worlds / f"world-{run['base']}"
     samples = read_samples(run, world, folder / "samples")
     trained, tokenizer, history, batch = fine_tune(run, world, samples)
-    config = rift.Sampling(
-        model=model_folder(world),
-        device="cpu",
-        dtype=size.dtype,
-        seed=run["seed"],
-        max_new_tokens=size.max_new_tokens,
-    )
+    config = sampling(world, size, run["seed"], 1.0)
     model, _ = rift.load_model(config)
     model.load_state_dict(trained.state_dict())
     count = size.valid if run["on"] == "valid" else size.test
     problems = rift.read_problems(world / f"{run['on']}.jsonl")[:count]
+    with tempfile.TemporaryDirectory() as out:
+        results = rift.evaluate(model, tokenizer, problems, config, Path(out))
+        drawn = rift.read_jsonl(Path(out) / "samples.jsonl")
     facts = {
         "steps made": len(history),
         "batch": batch,
         "right": count_right(samples),
         "logp_pos": [metrics["logp_pos"] for metrics in history[:1] + history[-1:]],
         "logp_neg": [metrics["logp_neg"] for metrics in history[:1] + history[-1:]],
-        "results": rift.evaluate(model, tokenizer, problems, config),
+        "results": results,
     }
+    if run["base"] == "smollm2":
+        right = [record["reward"] > 0 for record in drawn]
+        facts["right of 8"] = [sum(right[i : i + 8]) for i in range(0, len(right), 8)]
     return {**run, **facts, "minutes": (time.process_time() - started) / 60}
 
 
