@@ -77,7 +77,7 @@ _OR = r"(?:or|oder|ou|o|lub|veya|или|或|または|nor|not|if|unless|vs|versu
 # A box is whole if nothing that it could be a part of stands before it or after it.
 _BEFORE_BOX = re.compile(
     _one_of(
-        r"\A|[=≈≡∈:.;!?>\"'”’…—–。：，]|=\s{0,3}\+|\\\$",  # punctuation, a relation, a currency
+        r"\A|[=≈≡∈:.;!?\"'”’…—–。：，]|[-=]>|\n\s*>|=\s{0,3}\+|\\\$",  # punctuation, a relation, a currency
         r"\\(?:approx|simeq|equiv|in|implies|Rightarrow|rightarrow|to|therefore)",
         r"(?<![\\A-Za-z])(?:[^\W\d_]{2,20}\)?|a),?|['’]s",  # a word
         r"\\(?:text\w*|mathrm|mbox)\s?\{[^{}]*\}|(?<=\}),",  # words in a formula, another box
