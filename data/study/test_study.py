@@ -126,12 +126,12 @@ def test_the_base_model_that_ships(study):
 def test_topr_loss():
     """RIFT with pi / mu. Its gradient at log pi is -r where pi is above mu, else -r pi / mu."""
     logps = torch.tensor([[-1.0], [-3.0], [-2.0], [-2.0]], requires_grad=True)
-    rewards = torch.tensor([1.0, -2.0, -2.0, -1.0])  # of wrong samples: log mu
+    rewards = torch.tensor([1.0, -2.0, -2.0, -3.0])  # of wrong samples: log mu
     losses = the_study.topr_loss(-0.2)(logps, torch.ones(4, 1), rewards)
-    expected = [1, 0.2 * math.exp(-1), 0.2, 0.2]
-    assert losses[:3].tolist() == pytest.approx(expected[:3])
+    expected = [1, 0.2 * math.exp(-1), 0.2, 0.4]
+    assert losses.tolist() == pytest.approx(expected)
     losses.sum().backward()
-    assert logps.grad.flatten().tolist() == pytest.approx([-1, *expected[1:]])
+    assert logps.grad.flatten().tolist() == pytest.approx([-1, *expected[1:3], 0.2])
 
 
 def test_a_run_on_the_tiny_model(tmp_path):
@@ -139,7 +139,7 @@ def test_a_run_on_the_tiny_model(tmp_path):
     world = tmp_path / "world-0"
     world.mkdir()
     (world / "tiny-base").symlink_to(Path("data/tiny-base").absolute())
-    problems = rift.read_problems("data/train.jsonl")
+    problems = [p for p in rift.read_problems("data/train.jsonl") if p["kind"] == "slips"]
     for name, chosen in (("train", problems[:3]), ("test", problems[:2])):
         (world / f"{name}.jsonl").write_text(rift.to_jsonl(chosen))
     for method in the_study.METHODS:
@@ -147,7 +147,7 @@ def test_a_run_on_the_tiny_model(tmp_path):
             run = the_study.make_run(0, 0, method, steps=1)
             done = the_study.carry_out(run, tmp_path, tmp_path)
             assert done["results"]["all"]["n"] == 2
-            assert done["steps made"] == (method != "base")
+            assert (done["steps made"] > 0) == (method != "base")
             assert the_study.key(done) == the_study.key(run)
 
 
