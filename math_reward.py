@@ -1,17 +1,14 @@
 r"""Check answers to mathematics problems: a reward that is strict, fast and cannot hang.
 
-`math_reward(response, gold)` finds the answer of a response and compares it with the gold answer.
 An answer counts only where it is marked as one: in <answer> tags, in the last \boxed{}, after
 "####" or "the answer is" with nothing else in that sentence, or if it is the whole response.
-Two answers are equal if they have the same value: expressions are compared exactly where they are
-rational and otherwise to 180 digits, at several points if they contain symbols. If the gold is a
-written number, such as 0.75, 3/4 or 6.02e23, then the answer must be one too and not a sum that is
-left to be worked out. A decimal equals a fraction or a root if it is correctly rounded or cut off
-after at least four decimal places, and another decimal only if both are the same number. Lists
-and sets are compared in any order; tuples, intervals and matrices part by part; named values by
-their names. A unit, a name such as "x =" or the letter of a choice may be missing on one side, but
-where both sides have one they must agree. Words must be the same words. Whatever is not understood
-equals nothing but itself. In doubt the verdict is False, because a model learns whatever is paid.
+Two answers are equal if they have the same value, exactly or to 180 digits; with symbols, at
+several points. Where the gold is a written number, such as 0.75, 3/4 or 6.02e23, the answer must
+be one too, and no sum that is left to be worked out. A decimal equals a fraction or a root if it
+is rounded or cut off after at least four places, and another decimal only if both are the same.
+Lists and sets are compared in any order, tuples and intervals part by part, named values by name.
+A unit, a name or the letter of a choice may be missing on one side, but two must agree. Words must
+be the same words. What is not understood equals only itself. In doubt the verdict is False.
 """
 
 from __future__ import annotations
@@ -37,8 +34,7 @@ MAX_BITS = 600  # larger real numbers have no value
 MAX_EXACT_BITS = 20_000  # larger rational numbers have no value; 2024! has one
 POINTS = 8  # where expressions are compared; at the last four, symbols are positive integers
 
-# A context of our own in which nothing changes after these lines is safe in threads. mpmath
-# caches its constants: they are computed here with more digits than are ever needed.
+# A context that nothing changes is safe in threads, and so are mpmath's constants, cached here.
 _MP = mpmath.MPContext()
 _MP.dps = 600
 _MP.ln(_MP.pi * _MP.e)
@@ -77,26 +73,22 @@ _OR = r"(?:or|oder|ou|o|lub|veya|или|或|または|nor|not|if|unless|vs|versu
 # A box is whole if nothing that it could be a part of stands before it or after it.
 _BEFORE_BOX = re.compile(
     _one_of(
-        r"\A|[=≈≡∈:.;!?\"'”’…—–。：，]|[-=]>|\n\s*>|=\s{0,3}\+|\\\$",  # punctuation, a relation, a currency
-        r"\\(?:approx|simeq|equiv|in|implies|Rightarrow|rightarrow|to|therefore)",
-        r"(?<![\\A-Za-z])(?:[^\W\d_]{2,20}\)?|a),?|['’]s",  # a word
-        r"\\(?:text\w*|mathrm|mbox)\s?\{[^{}]*\}|(?<=\}),",  # words in a formula, another box
-        r"(?<=[$)\]]),|\\[)\]]",  # the end of a formula
-        r"[^-\s+*/^<>≤≥×·÷±−(,&\\{]\s*\n|\\\\|-{3}\n|\n\s*[-*]",  # the end of a line, a bullet
+        r"\A|[=≈≡∈:.;!?\"'”’…—–。：，]|[-=]>|\n\s*>|=\s{0,3}\+|\\\$",  # punctuation, a relation
+        r"\\(?:approx|simeq|equiv|in|implies|Rightarrow|rightarrow|to|therefore)|\n\s*[-*]",
+        r"(?<![\\A-Za-z])(?:[^\W\d_]{2,20}\)?|a),?|['’]s|\\(?:text\w*|mathrm|mbox)\s?\{[^{}]*\}",
+        r"(?<=[$)\]}]),|\\[)\]]|[^-\s+*/^<>≤≥×·÷±−(,&\\{]\s*\n|\\\\|-{3}\n",  # the end of a line
     )
     + r"(?:\s|\$|\*\*|&|\\[(\[,;! ]|\\q?quad)*\Z"  # spaces, the beginning of a formula
 )
 _AFTER_BOX = re.compile(
     r"(?:[ \t~]|\\[ ,;!]|\\q?quad|\*\*)*"
     + _one_of(
-        r"\Z|[.,;:?\"'”’…。，、；：)](?!\d)|!(?=\s|\Z)",  # punctuation
-        r"\n(?!\s*[+/^=])|\\(?:\\|end)",  # the end of a line
-        rf"(?:\$+|\\[)\]])(?!\s*(?:[-+*/^=<>×·÷]\s?[\d\\$(]|[!²³]|{_OR}))",  # of a formula
-        rf"=?\s?\\(?:text\w*|mbox|mathrm|operatorname)\s?(?!\{{\s*{_OR})",  # words
-        r"\\(?:%|pmod|pm|AA|mu|Omega)|%|\^\s?\{?\s?\\circ|°|/\s?\$",  # a unit
-        r"(?<=[\s$~])\{?\s?[mgsJNWVKCLhe~](?![A-Za-z(])|(?<=\s)\{~?[A-Za-z]{1,9}\}",
-        rf"(?<=[\s$~])(?!{_OR})(?:[^\W\d_]{{2}}|a\b)",  # a word
-        r"(?<=\s)\([^\W\d_]{2}|[—–]\s?[^\W\d_]|-\s[^\W\d_]{2}|[\u3040-\uffef]",
+        r"\Z|[.,;:?\"'”’…。，、；：)](?!\d)|!(?=\s|\Z)|\n(?!\s*[+/^=])|\\(?:\\|end)",  # punctuation
+        rf"(?:\$+|\\[)\]])(?!\s*(?:[-+*/^=<>×·÷]\s?[\d\\$(]|[!²³]|{_OR}))",  # the end of a formula
+        rf"=?\s?\\(?:text\w*|mbox|mathrm|operatorname)\s?(?!\{{\s*{_OR})|[\u3040-\uffef]",  # words
+        rf"(?<=[\s$~])(?!{_OR})(?:[^\W\d_]{{2}}|a\b)|(?<=\s)\([^\W\d_]{{2}}|[—–-] ?[^\W\d_]{{2}}",
+        r"\\(?:%|pmod|pm|AA|mu|Omega)|%|\^\s?\{?\s?\\circ|°|/\s?\$|(?<=\s)\{~?[A-Za-z]{1,9}\}",
+        r"(?<=[\s$~])\{?\s?[mgsJNWVKCLhe~](?![A-Za-z(])",
     )
 )
 _BETWEEN_BOXES = re.compile(
@@ -108,28 +100,25 @@ _THEREFORE = _one_of(
     "it['’]s|in (?:conclusion|summary)|also|daher|somit|donc|ainsi|por lo tanto|así|quindi|dunque",
     "portanto|logo|итак|поэтому|следовательно|所以|因此|故|よって|したがって|따라서",
 )
-_THE_FINAL = _one_of(
-    "the|our|my|final|correct|right|exact|required|die|richtige|la|le|el|finale|correcta|最终|최종"
-)
+_FINAL = "the|our|my|final|correct|right|exact|die|richtige|la|le|el|finale|correcta|最终|최종"
 _ANSWER = _one_of(
-    r"\b(?:answers?|ans|option|choice|antwort|respuesta|r[ée]ponse|risposta|(?:a )?resposta|ответ)\b",
-    "الجواب|الإجابة|उत्तर|答案|答え|정답",
+    r"\b(?:answers?|ans|option|choice|antwort|respuesta|r[ée]ponse|risposta|(?:a )?resposta)\b",
+    r"\bответ\b|الجواب|الإجابة|उत्तर|答案|答え|정답",
 )
+_SURELY = "indeed|clearly|just|exactly|of course|equal to|given by|the number"
 _IS = _one_of(
     r"[\s*_\"']{0,4}(?:[:=：]|->|→|\.(?=\s?[\dA-J]))",
-    r"[\s*_\"']{0,4}(?:(?:is|are|equals|must be|comes out as|ist|es|est|è|é|هو|هي)\b|是|为|為|は|은)"
-    + r"(?:,? (?:indeed|clearly|just|exactly|of course|equal to|given by|the number)\b,?)?\s?[:：]?",
-    r"[^\w$\\\n]{0,6}(?=\n)",  # a heading
-    r"(?=\W{1,9}(?:option\s\(?)?(?:[A-J]|\d[\d.,]{0,20})\W{0,9}(?:\Z|\n))",  # "Answer D"
+    r"[\s*_\"']{0,4}(?:(?:is|are|equals|must be|comes out as|ist|es|est|è|é|هو|هي)\b|是|为|は|은)"
+    + rf"(?:,? (?:{_SURELY})\b,?)?\s?[:：]?",
+    r"[^\w$\\\n]{0,6}(?=\n)|(?=\W{1,9}(?:[A-J]|\d[\d.,]{0,20})\W{0,9}(?:\Z|\n))",  # "Answer D"
 )
 _MARK = re.compile(
-    rf"^(\s{{0,3}}#{{4}}(?!#|[^\w\n]{{0,9}}(?:final )?answer)|A:)|{_ANSWER}{_IS}(?: (?:option|choice)\b)?",
+    rf"^(\s{{0,3}}#{{4}}(?!#|\W{{0,9}}(?:final )?answer)|A:)|{_ANSWER}{_IS}(?: option\b)?",
     re.MULTILINE | re.IGNORECASE,
 )
-# what may stand before "answer" in its sentence
-_LEAD = re.compile(
-    rf"(?:\A|.*[.!?:;。！？：；\n]|.*,(?= (?:so|thus|hence|therefore)\b))[^\w\n]{{0,12}}"
-    + rf"(?:(?:{_THEREFORE}|{_THE_FINAL})[\s_,*\"]{{0,4}}){{0,8}}",
+_LEAD = re.compile(  # what may stand before "answer" in its sentence
+    r"(?:\A|.*[.!?:;。！？：；\n]|.*,(?= (?:so|thus|hence|therefore)\b))[^\w\n]{0,12}"
+    + rf"(?:(?:{_THEREFORE}|{_FINAL})[\s_,*\"]{{0,4}}){{0,8}}",
     re.DOTALL | re.IGNORECASE,
 )
 
@@ -137,9 +126,8 @@ _LEAD = re.compile(
 def extract_answer(response: str, truncated: bool = False) -> str | None:
     r"""The final answer of a response, or None: extract_answer("The answer is 4.") is "4".
 
-    In this order: what is between <answer> and </answer>; the last \boxed{} or \fbox{}, if it is
-    whole; what follows "####" or "the answer is", up to the end of the sentence; the whole
-    response, if it is nothing but an answer. Only the first two count if the response was cut off.
+    It is what is in <answer> tags, or else the last \boxed{}, or else what follows "####" or "the
+    answer is", or else all of the response. If that was cut off, only the first two count.
     """
     text = response[-MAX_RESPONSE:].rpartition("</think>")[2]
     if "<think>" in text:
@@ -151,24 +139,26 @@ def extract_answer(response: str, truncated: bool = False) -> str | None:
     text = re.sub(r"\\boxed\s?(\d)", r"\\boxed{\1}", text)
     if re.search(r"\\(?:boxed|fbox)\s*\{", text):
         return _boxed(text)
-    return None if truncated else _marked(text) or _whole(text)
+    if truncated or (marked := _marked(text)):
+        return None if truncated else marked
+    text = re.sub(rf"(?i)\A(?:{_THEREFORE}[\s,:]+)*", "", text[: MAX_ANSWER + 1]).strip(" \t*`\n=")
+    return text if len(text) <= MAX_ANSWER and _read(text)[1] is not None else None
 
 
 def _boxed(text):
     """The content of the last box, or of the last boxes if commas join them to a list."""
     boxes = _boxes(text)
-    group = boxes[-1:]
-    for box in reversed(boxes[:-1]):
-        if _SENTENCE_END.search(text, box[1], group[0][0]):
-            break
-        group.insert(0, box)
-    if not group or not all(_is_whole(text, *box) for box in group):
+    pairs = [*pairwise(boxes)]
+    while pairs and not _SENTENCE_END.search(text, pairs[-1][0][1], pairs[-1][1][0]):
+        pairs.pop()
+    boxes = boxes[len(pairs) :]  # those of the last sentence
+    contents = [content for _, _, content in boxes]
+    if not boxes or not all(_is_whole(text, *box) for box in boxes):
         return None
-    between = [text[a[1] : b[0]] for a, b in pairwise(group)]
-    answer = group[-1][2]
-    if all(map(_BETWEEN_BOXES.fullmatch, between)):
-        answer = ", ".join(content for _, _, content in group)
-    elif not all(is_equiv(content, answer) for _, _, content in group):
+    answer = contents[-1]
+    if all(_BETWEEN_BOXES.fullmatch(text, a[1], b[0]) for a, b in pairwise(boxes)):
+        answer = ", ".join(contents)
+    elif not all(is_equiv(content, answer) for content in contents):
         return None
     return _boxed(answer) if 0 < answer.count("\\boxed") < 9 else answer or None
 
@@ -212,38 +202,20 @@ def _marked(text):
     return None
 
 
-def _whole(text):
-    """A response that is nothing but an answer, perhaps after "so" or "it is"."""
-    text = re.sub(rf"(?i)\A(?:{_THEREFORE}[\s,:]+)*", "", text[: MAX_ANSWER + 1]).strip(" \t*`\n=")
-    return text if len(text) <= MAX_ANSWER and _read(text)[1] is not None else None
-
-
 # -------------------------------------------------------------------------------------- 2. clean
+_PART = r"(\d|\{[^{}]*\})"
+_AND = r"[ }]*(?:\\text\{ ?)?and[ }]*"
 # name, pattern, replacement, and an example: what it was, and what becomes of it
 CLEANING = [
     ("escaped twice", r"(?<!\\)\\\\(?=[A-Za-z]{3}|[lg]e|in|pi)", r"\\", r"\\frac12", r"\frac12"),
     ("negative space", r"\\!\s*", "", r"1,\! 000", "1,000"),
-    (
-        "formula",
-        r"(?<!\\)\$\$?((?:\\.|[^$\\])*?)[\s.,]{0,3}\$\$?",
-        r" \1 ",
-        "$5.$ or 6",
-        " 5  or 6",
-    ),
+    ("formula", r"(?<!\\)\$\$?((?:\\.|[^$\\])*?)[\s.,]{0,3}\$\$?", r" \1 ", "$5.$", " 5 "),
     ("end", r"(?<![\s.,])(?:[ ,]|\.(?!\.)|\\\\)+(\}?)$", r"\1", r"\text{Yes.}", r"\text{Yes}"),
-    (
-        "x > a and x < b",
-        r"^(\w) *> *(\S+?)[ }]*(?:\\text\{ *)?and[ }]*\1 *<(.+)$",
-        r"\2<\1<\3",
-        "x > 1 and x < 3",
-        "1<x< 3",
-    ),
     ("bold", r"(?<![\w)}])\*\*|\*\*(?![\w({\\])|`", "", "**(B) 7**", "(B) 7"),
-    ("fraction", r"(frac|binom)\s*(\d|\{[^{}]*\})\s*(\d)", r"\1{\2}{\3}", "frac12", "frac{1}{2}"),
-    ("|x| < a", r"^\|(\w)\|\s*(<|\\leq?)\s*(\w+)$", r"-\3\2 \1\2 \3", "|x|<3", "-3< x< 3"),
+    ("digits", rf"(frac|binom) ?{_PART} ?{_PART}", r"\1{\2}{\3}", "frac12", "frac{1}{2}"),
+    ("|x| < a", r"^\|(\w)\| ?(<|\\leq?) ?(\w+)$", r"-\3\2 \1\2 \3", "|x|<3", "-3< x< 3"),
+    ("a < x < b", rf"^(\w) ?> ?(\S+?){_AND}\1 ?<(.+)$", r"\2<\1<\3", "x>1 and x<3", "1<x<3"),
     ("C(n,k)", r"(?<!\w)C\(([^(),]+),([^(),]+)\)", r"\\binom{\1}{\2}", "C(n,2)", r"\binom{n}{2}"),
-    ("C_n^k", r"(?<!\w)C_\{?(\w+)\}?\^\{?(\w+)\}?", r"\\binom{\1}{\2}", "C_n^2", r"\binom{n}{2}"),
-    ("nCk", r"\{\}_\{?(\w+)\}?\s?C_\{?(\w+)\}?", r"\\binom{\1}{\2}", "{}_nC_2", r"\binom{n}{2}"),
 ]
 _RULES = [(re.compile(pattern, re.ASCII), text) for _, pattern, text, _, _ in CLEANING]
 _ENVIRONMENT = re.compile(
@@ -262,19 +234,19 @@ _SIGNS = (
 _CHARACTERS = dict(pair.split("=") for pair in _SIGNS.split())
 _CHARACTERS |= zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", map("\\".__add__, _GREEK), strict=True)
 _TRANSLATION = {ord(char): text + " " for char, text in _CHARACTERS.items()}
-_TYPOGRAPHY = {
-    "[⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱˣ]+": "^{%s}",
-    "[₀-₉₊₋₍₎ₐₑₒₓₕ-ₜᵢⱼ]+": "_{%s}",
-    "[¼-¾⅐-⅞]": r"\frac{%s}",
-    "[\xa0\u2000-\u200a\u202f\u3000\uff01-\uff5e]": "%s",
-}
+_TYPOGRAPHY = [
+    ("[⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱˣ]+", "^{%s}"),
+    ("[₀-₉₊₋₍₎ₐₑₒₓₕ-ₜᵢⱼ]+", "_{%s}"),
+    ("[¼-¾⅐-⅞]", r"\frac{%s}"),
+    ("[\xa0\u2000-\u200a\u202f\u3000\uff01-\uff5e]", "%s"),
+]
 
 
 def _clean(answer):
     r"""An answer in LaTeX with ASCII characters: "5½" is 5\frac{1}{2}, "2ⁿ" is 2^{n}."""
     answer = " ".join(answer.split())
     if not answer.isascii():
-        for pattern, form in _TYPOGRAPHY.items():
+        for pattern, form in _TYPOGRAPHY:
             for match in {*re.findall(pattern, answer)}:
                 answer = answer.replace(match, form % unicodedata.normalize("NFKC", match))
         answer = answer.translate(_TRANSLATION)
@@ -289,167 +261,160 @@ def _environment(match):
     name, body = match.groups()
     if name.startswith("align"):
         return body.replace("&", "").replace("\\\\", ",")
-    body = re.sub(r"\\text\w*\s*\{\s*(?:if|for|when)?\s*\}", "", body)
-    rows = "],[".join(re.sub(r"\\\\\s*$", "", body).split("\\\\")).replace("&", ",")
+    body = re.sub(r"\\text\w*\s*\{\s*(?:if|for|when)?\s*\}|\\\\\s*$", "", body)
+    rows = body.replace("\\\\", "],[").replace("&", ",")
     return rf"\{{[{rows}]\}}" if name == "cases" else f"([{rows}])"
 
 
 # ---------------------------------------------------------------------------------------- 3. lex
+class Token(str):
+    """A piece of an answer, and its kind: number, symbol, function, unit, scale, word or mark."""
+
+    def __new__(cls, text, kind="mark"):
+        token = super().__new__(cls, text)
+        token.kind = kind
+        return token
+
+
 _BRACES = r"\{(?:[^{}]|\{[^{}]*\})*\}"
 _BRACKETS = r"[(\[](?:[^()\[\]]|\([^()]*\))*[)\]]"
 _TEXT = r"\\(?:text\w{0,6}|mathrm|operatorname\*?|[mh]box)\s*"
 _ACCENT = r"\\(?:mathbb|mathbf|mathcal|boldsymbol|vec|hat|bar|tilde|d?dot|over\w+|angle|triangle)"
 _SKIPPED = r"left|right|middle|[bB]igg?[lrm]?|(?:display|text)style|underline|checkmark|therefore"
 _LETTER = rf"(?:[A-Za-z]|\\(?:{'|'.join(_GREEK)})(?![A-Za-z]))"
+_DIGITS = r"\s*\{+ ?-? ?\d{1,300} ?\}+"
+_TEN = rf"10 ?\^(?:{_DIGITS}|-?\d+)"
 # (kind, pattern): the next token is given by the first pattern that matches
 _LEXEMES = [
     ("skip", rf"\s+|~|\\[ ,;:>()\[\]]|\\(?:{_SKIPPED}|[lL]arge)(?![A-Za-z])(?:\s*\.)?"),
     ("repeating", r"\d{0,40}\.\d{0,40}\\(?:overline|bar|dot)\s*\{?\d{1,20}\}?"),  # 0.1\overline{6}
-    ("repeating", r"\d{0,40}\.\d{0,40}\(\d{1,20}\)"),  # 0.1(6)
-    ("repeating", r"\d{0,40}\.\d{1,40}\s?(?:\.\.\.|\\[lc]?dots)"),  # 0.1666...
+    ("repeating", r"\d{0,40}\.\d{0,40}(?:\(\d{1,20}\)|\d\s?(?:\.\.\.|\\[lc]?dots))"),  # 0.1(6)
     ("based", rf"\(?\d[\dA-F]*\)?\s*_\s*(?:\{{[^{{}}]*(?:{_BRACES})?\}}|\d+(?![\d_]))"),  # 101_2
-    ("based", rf"{_TEXT}\{{\d[\dA-F]*\}}\s*_\s*\{{?\d+\}}?"),  # \text{3F}_{16}
-    ("based", rf"\d+\s*(?:{_TEXT}\{{)?\s*in base[\s}}]*\d+"),  # 52 in base 8
-    ("text", _TEXT + r"\{[^{}]*\}"),
     (
-        "mixed",
-        r"(?<![\^_.\d])\d+(?:\s|\\,|~)*\\[dtc]?frac\s*\{+\s?\d+\}+\s*\{+\s?\d+\}+",
-    ),  # 2\frac{1}{2}
-    ("mixed", r"(?<![\^_.\d])\d+ +\d+/\d+"),  # 2 1/2
+        "based",
+        rf"{_TEXT}\{{\d[\dA-F]*\}}\s*_\s*\{{?\d+\}}?|\d+\s*(?:\\text\{{)?\s*in base[\s}}]*\d+",
+    ),
+    ("text", _TEXT + r"\{[^{}]*\}"),
+    ("fraction", rf"(?<![\^_.\d])\d+(?: |\\,|~)*\\[dtc]?frac{_DIGITS}{_DIGITS}"),  # 2\frac{1}{2}
+    ("fraction", rf"\\[dtc]?frac{_DIGITS}{_DIGITS}|(?<![\^_.\d])\d+ +\d+/\d+"),  # 2 1/2
+    ("fraction", r"(?<![\w)}/^.])\d+ ?/ ?\d+(?![\d.]| ?[/^!])"),  # 1/2
+    ("number", rf"(?<![\w.^])(?:\d[\d.,]* ?(?:\\times|\\cdot|[*x]) ?)?{_TEN}"),  # 6 * 10^{23}
     ("number", r"[1-9]\d{0,2}(?:(?:,|\s?\{\s?,\s?\}\s?)\d{3})+(?!,?\d)(?:\.\d+)?"),  # 1,234,567.8
     ("number", r"[1-9]\d{0,2}(?:(?: |\\,|~)\d{3})+(?! ?\d)(?:\.\d+)?"),  # 1 234 567.8
     ("number", r"[1-9]\d{0,2}(?:(?:'\d{3})+|(?:_\d{3})+|(?:\.\d{3}){2,})(?![\d.])"),  # 1'234'567
     ("number", r"[1-9]\d{0,2}(?:\.\d{3})+,\d{1,2}(?!\d)"),  # 1.234,5
     ("number", r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3}(?![\d.]))?"),  # 12, 1.5, 6.02e23
-    ("symbol", r"\\frac\s*\{\s*d\s*\w?\s*\}\s*\{\s*d\s*\w\s*\}"),  # dy/dx
+    ("symbol", r"\\[dt]?frac\s*\{+\s*d\s*\w?\s*\}+\s*\{+\s*d\s*\w\s*\}+"),  # dy/dx
     ("symbol", rf"{_ACCENT}(?![a-z])\s*(?:{_BRACES}|\\[A-Za-z]+|[A-Z]+|\w)"),  # \vec a
-    (
-        "symbol",
-        rf"(?<![A-Za-z])(?:[f-hF-HPEIN]'*|[fgh]\^\{{-1\}}|\\Pr)\s*{_BRACKETS}",
-    ),  # f(x), P(A|B)
+    ("symbol", rf"(?<![A-Za-z])(?:[f-hF-HPEIN]'*|[fgh]\^\{{-1\}}|\\Pr)\s*{_BRACKETS}"),  # f(x)
     ("symbol", rf"\\?(?:max|min|gcd|lcm)\s*(?:\\?{_BRACES}|{_BRACKETS})"),  # \max(a,b)
-    ("symbol", r"\\lfloor.{0,60}?\\rfloor|\\lceil.{0,60}?\\rceil"),
     ("symbol", rf"{_LETTER}\s*_\s*(?:{_BRACES}|\\[A-Za-z]+|\w)'*"),  # x_1
     ("symbol", r"[A-Za-z](?:'+|\s*\^\s*\{?\s*\\prime\s*\}?)"),  # f'
     ("unit", r"\^\s*\{?\s*\\circ\s*\}?|\\degree|[ap]\.\s?m\b\.?"),
-    ("mark", r"x(?=\s?10\s?\^)|\\(?:begin|end)\{\w+\*?\}(?:\{[lcr|\s]*\})?|\\[A-Za-z]+|\\."),
-    ("word", r"(?<![\w)}^])[A-Za-z]{3,}(?:[-'][A-Za-z]+)*(?![\w^(])|(?:No|no|an|of|to|by)\b"),
+    ("mark", r"x(?=\s?10\s?\^)|\\[A-Za-z]+|\\."),
+    (
+        "word",
+        r"(?<![\w)}^])[A-Za-z]{3,}(?:[-'][A-Za-z]+)*(?![\w^(])|(?:No|no|an|of|to|by)\b|a(?= [a-z]{3})",
+    ),
     ("letters", r"log|[A-Za-z]+(?!\s*_)"),
     ("mark", r"\*\*|[<>!]=|[-=]>|\S"),
 ]
 _LEXEME = re.compile("|".join(f"({pattern})" for _, pattern in _LEXEMES), re.ASCII | re.DOTALL)
-_KINDS = ["", *(kind for kind, _ in _LEXEMES)]
 
+_PREFIXES = dict(zip(",kilo,centi,milli,mega,micro,nano".split(","), ["", *"kcmMµn"], strict=True))
+_SI_UNITS = (
+    ",m meter meters metre metres,g gram grams,s second seconds,L liter liters litre,Hz hertz,"
+    + "W watt watts,V volt volts,J joule joules,N newton newtons,Pa pascal pascals,A ampere,"
+    + "K kelvin kelvins,mol mole moles,B byte bytes,eV electronvolt electronvolts,Wh"
+)
+_FUNCTION_NAMES = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp".split()
 # Words and commands with one meaning. The first of each entry stands for the others.
 _ENTRIES = {
     "mark": r"* \cdot \ast x,\times ×,/ \div per,^ **,( \langle,) \rangle,< \lt,> \gt,= is equals,"
     + r"<= \le \leq \leqslant,>= \ge \geq \geqslant,| \vert \lvert \rvert,and,or,- minus negative,"
     + r"\emptyset \varnothing,\frac \dfrac \tfrac \cfrac,\binom \dbinom \tbinom,\sqrt sqrt,"
     + r"; \quad \qquad",
-    "symbol": r"\infty infinity,\pi pi,\phi \varphi,\epsilon \varepsilon,\hbar",
-    "function": r"sin \sin,cos \cos,tan \tan,cot \cot,sec \sec,csc \csc,arcsin \arcsin,exp \exp,"
-    + r"arccos \arccos,arctan \arctan,sinh \sinh,cosh \cosh,tanh \tanh,ln \ln,log \log \lg",
-    "scale": "12 dozen,100 hundred,1000 thousand,1000000 million,1000000000 billion,"
-    + "1000000000000 trillion",
+    "symbol": r"\infty infinity,\pi pi,\phi \varphi,\epsilon \varepsilon,\hbar,\\"
+    + ",\\".join(_GREEK),
+    "function": ",".join(f"{name} \\{name}" for name in _FUNCTION_NAMES) + r",log \lg",
+    "scale": "12 dozen,100 hundred,1000 thousand,1000000 million,"
+    + f"{10**9} billion,{10**12} trillion",
     "number": "0 zero,1 one,2 two,3 three,4 four,5 five,6 six,7 seven,8 eight,9 nine,10 ten",
     "unit": r"% \% percent percentage pct,$ \$ dollar dollars,€ euro euros,£,¥,₹,¢ cent cents,"
-    + r"° ^\circ \degree,am a.m. a.m,pm p.m. p.m",
+    + r"° ^\circ \degree degree degrees,am a.m. a.m,pm p.m. p.m",
+    "measure": "in inch inches,ft foot feet,yd yard yards,mi mile miles,lb lbs pound pounds,"
+    + "oz ounce ounces,min minute minutes,h hr hrs hour hours,s sec secs,am AM,pm PM,mL ml,mph,rad"
+    + " radian radians"
+    + "".join(_SI_UNITS.replace(" ", " " + k).replace(",", "," + v) for k, v in _PREFIXES.items()),
 }
 _VOCABULARY = {
-    alias: (kind, entry.split()[0])
+    alias: Token(("\\" if kind == "measure" else "") + entry.split()[0], kind)
     for kind, entries in _ENTRIES.items()
     for entry in entries.split(",")
     for alias in entry.split()
     if not alias.isdecimal()
-} | {"\\" + name: ("symbol", "\\" + name) for name in _GREEK}
-_PREFIXES = "=,kilo=k,centi=c,milli=m,mega=M,giga=G,micro=µ,nano=n"
-_BASE_UNITS = (
-    "meter=m,metre=m,gram=g,second=s,liter=L,litre=L,hertz=Hz,watt=W,volt=V,joule=J,"
-    + "newton=N,pascal=Pa,ampere=A,kelvin=K,mole=mol,byte=B,electronvolt=eV,watthour=Wh"
-)
-_OTHER_UNITS = (
-    "in inch inches,ft foot feet,yd yard yards,mi mile miles,lb lbs pound pounds,oz ounce ounces,"
-    + "min minute minutes,h hr hrs hour hours,s sec secs,am AM,pm PM,mL ml,"
-    + "° degree degrees deg,rad radian radians"
-)
-_UNITS = (
-    {
-        name: prefix + symbol
-        for long_prefix, prefix in (pair.split("=") for pair in _PREFIXES.split(","))
-        for word, symbol in (pair.split("=") for pair in _BASE_UNITS.split(","))
-        for name in (long_prefix + word, long_prefix + word + "s", prefix + symbol)
-    }
-    | {"mph": "mi / h", "kph": "km / h"}
-    | {alias: entry.split()[0] for entry in _OTHER_UNITS.split(",") for alias in entry.split()}
-)
+}
 
 
 def _lex(answer, tokens, in_text=False):
-    """The (kind, text) of each token of an answer, added to `tokens`."""
+    """The tokens of an answer, added to `tokens`."""
     for lexeme in _LEXEME.finditer(answer):
-        kind, text = _KINDS[lexeme.lastindex], lexeme[0]
+        kind, text = _LEXEMES[lexeme.lastindex - 1][0], lexeme[0]
         if kind == "text":
             _lex(text[text.index("{") + 1 : -1], tokens, in_text=True)
         elif kind in ("word", "letters"):
-            tokens += _lex_letters(
-                text, tokens[-1] if tokens else (), in_text or kind == "word", in_text
-            )
-        elif kind == "based":
-            tokens.append((kind, "_".join(re.findall(r"[\dA-F]+", text.replace("two", "2")))))
-        elif kind in ("symbol", "unit"):
-            text = re.sub(r"\{(\\?\w|\\[a-z]+)\}", r"\1", re.sub(r"\s|\\text", "", text))
-            text = text.replace("^\\prime", "'").replace("overline", "bar")
-            tokens.append(_VOCABULARY.get(text, (kind, text)))
+            tokens += _lex_letters(text, tokens[-1:], in_text or kind == "word", in_text)
         elif kind != "skip":
-            tokens.append(_VOCABULARY.get(text, (kind, text)))
+            if kind == "based":
+                text = "_".join(re.findall(r"[\dA-F]+", text.replace("two", "2")))
+            elif kind in ("symbol", "unit"):
+                text = re.sub(r"\{(\\?\w|\\[a-z]+)\}", r"\1", re.sub(r"\s|\\text", "", text))
+                text = text.replace("^\\prime", "'").replace("overline", "bar")
+            tokens.append(_VOCABULARY.get(text) or Token(text, kind))
     return tokens
 
 
 def _lex_letters(letters, last, is_word, in_text):
     """A run of letters is a unit, a word with a meaning, any other word, or a few symbols."""
-    word = letters.casefold()
-    unit = _UNITS.get(letters) or len(letters) > 3 and _UNITS.get(word)
-    if unit and (in_text or len(letters) > 1) and {*last} & _BEFORE_UNIT:
-        return [("unit", unit)]
-    if len(letters) > 1 and word in _VOCABULARY:
-        return [_VOCABULARY[word]]
+    known = _VOCABULARY.get(letters) or _VOCABULARY.get(letters.casefold())
+    if known and known.kind == "measure":
+        is_after_number = {*last, *(token.kind for token in last)} & _BEFORE_UNIT
+        known = known if is_after_number and (in_text or len(letters) > 1) else None
+    if known and (len(letters) > 1 or known.kind == "measure"):
+        return [known]
     if is_word and (len(letters) > 1 or letters == "a"):
-        return [("word", word)]
-    return [("symbol", letter) for letter in letters]
+        return [Token(letters.casefold(), "word")]
+    return [Token(letter, "symbol") for letter in letters]
 
 
-_BEFORE_UNIT = {*"number repeating mixed scale unit symbol / * } square cubic sq".split()}
-
-
-@lru_cache(maxsize=512)
-def _tokens(answer, split):
-    """The tokens of an answer; in brackets, or if `split` says so, 1,234 is two numbers."""
-    text = _clean(answer)
-    if split or re.search(r"(?<!\\)[(\[]|\\\{", text):
-        text = re.sub(r"(?<=\d),(?=\d)", ", ", text)
-    return tuple(_lex(text, []))
+_NUMBERS = "number repeating fraction scale unit measure symbol"
+_BEFORE_UNIT = {*_NUMBERS.split(), *"/*}", "square", "cubic", "sq"}
 
 
 # -------------------------------------------------------------------------------------- 4. parse
+def _fail():
+    """What is outside the grammar, or over a limit, ends here."""
+    raise ValueError
+
+
 class Value(NamedTuple):
     """A number, or an expression with symbols: its values at some points."""
 
     numbers: tuple  # a Fraction, a number of mpmath, or None where it has no value
-    symbols: frozenset = frozenset()
+    symbols: frozenset = frozenset()  # with the names of constants and functions
     unit: str = ""
-    places: int = 0  # of a decimal, after the point; -1 for a power of ten
+    places: int = 0  # of a decimal, after the point
     is_written: bool = False  # a number as people write it, with nothing left to be worked out
-    is_algebraic: bool = False  # made of rational numbers by + - * / and roots
     kind = "value"
 
 
 class Tree(NamedTuple):
     """Anything else. The parts are, by kind:
 
-    "," "or" "{}": items of a list or a set, in any order; likewise "cup" and "cases"
-    "()" "[)" ...: items of a tuple or ends of an interval; ":" of a ratio; "row" and "matrix"
-    "name":        names in order of the alphabet and their values; "choice": a letter and its text
-    "=" "<" ...:   the sides of an equation or of inequalities, such as "<<="; "words": the words
+    "," "or" "{}" "cup": items of a list, a set or a union of intervals, in any order
+    "()" "[)" ...: items of a tuple or ends of an interval; ":" of a ratio; "row" of points
+    "name": names in order of the alphabet, and their values; "choice": a letter and its text
+    "=" "<" "<<=" ...: the sides of an equation or of inequalities; "words": the words
     """
 
     kind: str
@@ -457,83 +422,83 @@ class Tree(NamedTuple):
     symbols = frozenset()
 
 
-def _fail():
-    """What is outside the grammar, or over a limit, ends here."""
-    raise ValueError
-
-
 @lru_cache(maxsize=512)
 def _read(answer, split=False):
-    """The tokens of an answer, and its Value or Tree, or None if it is not understood."""
-    tokens = _tokens(answer, split)
-    depths = accumulate(_depth(text) for _, text in tokens)
-    if 0 < len(tokens) <= MAX_TOKENS and max(depths) <= MAX_DEPTH:
+    """The tokens of an answer, and its Value or Tree, or None if it is not understood.
+
+    In brackets, or if `split` says so, 1,234 is two numbers.
+    """
+    text = _clean(answer)
+    if split or re.search(r"(?<!\\)[(\[]|\\\{", text):
+        text = re.sub(r"(?<=\d),(?=\d)", ", ", text)
+    tokens = _lex(text, [])
+    if 0 < len(tokens) <= MAX_TOKENS and max(_depths(tokens)) <= MAX_DEPTH:
         with suppress(*_NOT_UNDERSTOOD):
             return tokens, _answer(tokens)
     return tokens, None
 
 
-def _answer(tokens):
-    """Words, a choice with its text, or mathematics."""
-    kinds, texts = zip(*tokens, strict=True)
-    if {*kinds} <= {"word", "unit"} and "word" in kinds or kinds == ("symbol", "word"):
-        return Tree("words", texts[texts[0] in ("a", "an", "the") :])
-    start = texts[0] == "("
-    letter, text = texts[start], tokens[start + 2 :]
-    if letter in _CHOICES and text and texts[start + 1] in (")", ":", "."):
-        if not _CHOICES & {*texts[start + 1 :]}:
-            return Tree("choice", (_symbol(letter), _answer(text)))
-    return _list(tokens[texts[0] in ("exactly", "just", "option") :])
-
-
-def _depth(text):
-    """1 for an opening bracket, -1 for a closing one, 0 for anything else."""
-    return (text in _OPENERS) - (text in _CLOSERS)
+def _depths(tokens):
+    """How many brackets are open after each token."""
+    return [*accumulate((token in _OPENERS) - (token in _CLOSERS) for token in tokens)]
 
 
 def _split(tokens, *marks):
     """The parts of tokens between these marks outside brackets, and the marks that were found."""
-    parts, found, depth = [[]], [], 0
-    for kind, text in tokens:
-        depth += _depth(text)
-        if depth == 0 and kind == "mark" and text in marks:
-            found.append(text)
+    parts, found = [[]], []
+    for token, depth in zip(tokens, _depths(tokens), strict=True):
+        if depth == 0 and token in marks:
+            found.append(token)
             parts.append([])
         else:
-            parts[-1].append((kind, text))
+            parts[-1].append(token)
     return parts, found
 
 
+def _answer(tokens):
+    """Words, a choice with its text, or mathematics."""
+    kinds = [token.kind for token in tokens]
+    if {*kinds} <= {"word", "unit", "measure"}:
+        return Tree("words", tuple(tokens[tokens[0] in ("a", "an", "the") :]))
+    start = tokens[0] == "("
+    letter, *text = tokens[start:]
+    if letter in _CHOICES and text[1:] and text[0] in (")", ":", ".") and not _CHOICES & {*text}:
+        return Tree("choice", (_symbol(letter), _answer(text[1:])))
+    return _list(tokens[tokens[0] in ("exactly", "just", "option") :])
+
+
 def _list(tokens):
-    """A name and its values, or items between commas, "and" and "or"; with \\pm, one is two."""
+    """A name and its values, or items between commas, "and" and "or", or one item."""
     parts, marks = _split(tokens, ",", ";", "and", "or")
     sides, equals = _split(tokens, "=", "\\in")
     if equals and _name(sides[0]) and (len(equals) == 1 or not marks):
-        values = [*map(_list, sides[1:])]
-        if not all(_same(value, values[-1]) for value in values):
-            _fail()  # x = 3+4 = 7 says 7, x = 3+4 = 8 says nothing
-        return Tree("name", ((_name(sides[0]),), (values[-1],)))
-    items = []
-    for part in filter(None, parts):
-        signs = {text for _, text in part} & {"\\pm", "\\mp"} if part[0][1] != "\\{" else ()
-        for sign in _PLUS_MINUS[: 2 if signs else 1]:
-            item = [(kind, sign.get(text, text)) for kind, text in part]
-            items.append(_list(item) if marks or signs else _item(item))
+        return Tree("name", ((_name(sides[0]),), (_last(map(_list, sides[1:])),)))
+    readings = [reading for part in parts if part for reading in _readings(part)]
+    items = [_item(tokens)] if readings == [tokens] else [*map(_list, readings)]
     if items[0].kind == "()":
         items = [*dict.fromkeys(items)]  # a point listed twice is one point
     kind = "or" if "or" in marks and any(item.symbols for item in items) else ","
     if len(items) == 1 or any(item.kind != "name" for item in items):
         return Tree(kind, tuple(items)) if len(items) > 1 else items[0]
     names, values = zip(*sorted((*item.parts[0], *item.parts[1]) for item in items), strict=True)
-    if len({*names}) == len(names):
-        return Tree("name", (names, values))
-    if values[0].kind in _INTERVALS and "or" in marks:
-        kind = "cup"  # x < 1 or x > 3
-    return (
-        Tree("row", tuple(items))
-        if names[0] != names[-1]
-        else Tree("name", (names[:1], (Tree(kind, values),)))
-    )
+    if len({*names}) == 1:  # x=1, x=2; x<1 or x>2
+        kind = "cup" if values[0].kind in _INTERVALS and "or" in marks else kind
+        return Tree("name", (names[:1], (Tree(kind, values),)))
+    is_point = len({*names}) == len(names)
+    return Tree("name", (names, values)) if is_point else Tree("row", tuple(items))
+
+
+def _readings(tokens):
+    """An item with \\pm is two items. In a set, its items are."""
+    if tokens[0] == "\\{" or not {"\\pm", "\\mp"} & {*tokens}:
+        return [tokens]
+    return [[sign.get(token, token) for token in tokens] for sign in _SIGNED]
+
+
+def _last(values):
+    """x = 3+4 = 7 and 3+4 = 7 say 7, but 3+4 = 8 says nothing."""
+    *others, last = values
+    return last if all(_same(other, last) for other in others) else _fail()
 
 
 def _item(tokens):
@@ -542,111 +507,90 @@ def _item(tokens):
     if marks and ">" in marks[0]:
         sides, marks = sides[::-1], [mark.replace(">", "<") for mark in reversed(marks)]
     values = tuple(map(_set, sides))
-    if len(marks) == 1 == len(sides[1]) and marks == ["="] and sides[1][0][0] == "symbol":
-        return Tree("name", ((_name(sides[1]),), values[:1]))  # 5 = x
-    if {*marks} <= {"="}:
-        if len(marks) == 1 and values[0].symbols | values[1].symbols:
-            return Tree("=", values)
-        return values[-1] if all(_same(value, values[-1]) for value in values) else _fail()
     named = [i for i, side in enumerate(sides) if _name(side)]
-    if len(named) != 1 or len(sides) > 2 and named != [1] or not {*marks} <= {"<", "<="}:
-        return Tree("".join(marks), values)
-    ends, marks, i = [_MINUS_INFINITY, *values, _INFINITY], ["<", *marks, "<"], named[0]
-    brackets = "(["["=" in marks[i]] + ")]"["=" in marks[i + 1]]
-    return Tree("name", ((_name(sides[i]),), (Tree(brackets, (ends[i], ends[i + 2])),)))
+    name = _name(sides[named[-1]]) if named else ""
+    if {*marks} <= {"="}:
+        if len(marks) == 1 == len(sides[1]) and named == [1]:
+            return Tree("name", ((name,), values[:1]))  # 5 = x
+        is_equation = len(marks) == 1 and (values[0].symbols | values[1].symbols) - _KNOWN
+        return Tree("=", values) if is_equation else _last(values)
+    if len(named) != 1 or len(sides) > 2 and named != [1]:
+        return Tree("".join(marks), values) if {*marks} <= {"<", "<="} else _fail()
+    ends, marks = [_MINUS_INFINITY, *values, _INFINITY], ["<", *marks, "<"]
+    brackets = "(["["=" in marks[named[0]]] + ")]"["=" in marks[named[0] + 1]]
+    return Tree("name", ((name,), (Tree(brackets, (ends[named[0]], ends[named[0] + 2])),)))
 
 
 def _set(tokens):
     """A union, a ratio, what is in brackets, or a value with its unit."""
-    parts, marks = _split(tokens, "\\cup")
+    parts, marks = _split(tokens, "\\cup", ":")
     if marks:
         sets = tuple(map(_set, parts))
         if all(part.kind == "{}" for part in sets):
             return Tree("{}", sum((part.parts for part in sets), ()))
-        return Tree("cup", sets)
-    parts, marks = _split(tokens, ":")
-    if marks:
-        return Tree(":", tuple(map(_quantity, parts)))
-    texts = [text for _, text in tokens]
-    if len(texts) == 1 and texts[0] in _NAMED_SETS:
-        return _NAMED_SETS[texts[0]]
-    depths = [*accumulate(map(_depth, texts))]
-    if depths[0] == 1 and depths.index(0) == len(depths) - 1:
-        return _bracketed(texts[0], tokens[1:-1], texts[-1])
-    return _quantity(tokens)
-
-
-def _bracketed(opener, inner, closer):
-    """A matrix, a set, a tuple or an interval, or what is in brackets for no reason."""
-    brackets = (opener + closer).replace("\\", "")
+        return Tree("cup" if "\\cup" in marks else ":", sets)
+    if named := _NAMED_SETS.get("".join(tokens)):
+        return named
+    depths, inner = _depths(tokens), tokens[1:-1]
+    if depths[0] != 1 or depths.index(0) < len(inner) + 1:
+        expression = _Expression(tokens)
+        value, rest = expression.operators(), expression.tokens[:0:-1]
+        return value._replace(unit=_unit(rest, value.numbers[0] == 1)) if rest else value
+    brackets = (tokens[0] + tokens[-1]).replace("\\", "")
     content = _list(inner) if inner else Tree(",", ())
-    if opener == "\\{":
+    if tokens[0] == "\\{":
         return Tree(brackets, content.parts if content.kind == "," else (content,))
-    if content.kind == "," and brackets in _INTERVALS and inner:
+    if content.kind == "," and brackets in _INTERVALS:
         return Tree(brackets, content.parts)
     return content if brackets in ("()", "[]", "{}") and inner else _fail()
 
 
-def _quantity(tokens):
-    """A value and perhaps its unit."""
-    expression = _Expression(tokens)
-    value, rest = expression.operators(), expression.tokens[:0:-1]
-    if not rest:
-        return value
-    return value._replace(unit=_unit(rest, value.numbers[0] == 1)) if not value.unit else _fail()
-
-
 def _unit(tokens, is_one):
     """The unit after a value: "m/s ^ 2", or things that are counted: "red hat"."""
-    text = " ".join(text for _, text in tokens if text not in ("{", "}"))
-    text = re.sub(r"(?:square|sq) (\S+)", r"\1 ^ 2", text)
+    text = " ".join(token for token in tokens if token not in ("{", "}"))
+    text = re.sub(r"(?:square|sq) (\S+)", r"\1 ^ 2", text.replace("\\mph", "\\mi / \\h"))
     text = re.sub(r"cubic (\S+)", r"\1 ^ 3", text)
     return re.sub("[^/*]+", lambda m: _thing(m[0].strip(), is_one or m.start() > 0), text)
 
 
 def _thing(text, is_one):
-    """A unit of measure, or a noun in the plural, perhaps with words around it: "red hats"."""
+    """A unit of measure, or a noun in the plural, perhaps with another word: "red hats"."""
     name = re.sub(r" \^ (?:- )?\d$", "", text)
-    if name in _MEASURES:
-        return text
     *others, head = name.partition(" of ")[0].removesuffix(" old").split()
-    is_plural = head in _MEASURES or _PLURAL.fullmatch(head)
-    if not is_plural and not is_one or any(map(_PLURAL.fullmatch, others)):
+    is_plural = head in _MEASURES or _PLURAL.fullmatch(head) or is_one
+    is_thing = is_plural and len(others) < 2 and not any(map(_PLURAL.fullmatch, others))
+    if name not in _MEASURES and (not is_thing or _NO_NOUN.search(name)):
         _fail()
-    if any(
-        _NO_NOUN.fullmatch(word) or not word[1:].replace("-", "").isalpha() for word in name.split()
-    ):
-        _fail()
-    return text.removesuffix("s")
+    return text if name in _MEASURES else text.removesuffix("s")
 
 
-_MEASURES = {*_UNITS.values(), *"%$€£¥₹¢"}
+_MEASURES = {token for token in _VOCABULARY.values() if token.kind in ("unit", "measure")}
 _PLURAL = re.compile(r"\w+[^s]s|people|children|teeth|mice|geese|sheep|dice|\w*men|\w*fish|\w+ese")
 _NO_NOUN = re.compile(
-    _one_of(
-        "not?|never|none|nor|or|if|when|unless|otherwise|else|but|this|thus|is|was|were|has|does",
-        "always|sometimes|perhaps|maybe|likely|more|less|fewer|least|most|than|both|either|neither",
-        "wrong|false|incorrect|right|true|mod|choose|plus|minus|over|under|by|to|from|with|in|on|at",
-        "about|almost|around|only|ones|tens|others?|works|fails|lies|the|an?|some|all|any|each",
-        r"except|versus|squared|cubed|factorial|roots?|power|\w+ly|dozens|hundreds|thousands|naive",
-        r"halves|half|thirds?|\w*(?:four|fif|x|even|eigh|nin|ten|elf|een|tie|red|and|ion)ths?",
+    r"\d|(?<![\w-])"
+    + _one_of(
+        r"\w|not?|none|nor|or|if|but|this|is|was|has|does|more|less|fewer|least|most|both|\w+ly|false",
+        r"perhaps|maybe|wrong|incorrect|right|true|ones|tens|others?|works|fails|lies|the|an?|some|all",
+        r"any|each|squared|cubed|factorial|roots?|power|dozens|hundreds|thousands|halves|half|thirds?",
+        r"in|on|at|by|to|about|almost|\w*(?:four|fif|x|even|eigh|nin|ten|red|and|ion)ths?",
     )
+    + r"(?![\w-])"
 )
 
 
 def _name(tokens):
     """What may stand before "=": x, x_1, f(7), AB, m+n, "the area"; or an empty string."""
-    text = " ".join(text for _, text in tokens)
-    if len(tokens) == 1 and tokens[0][0] == "symbol":
+    text = " ".join(tokens)
+    if len(tokens) == 1 and tokens[0].kind == "symbol":
         return "" if text in _CONSTANTS else text
-    return text.removeprefix("the ") if _NAME.fullmatch(text) else ""
+    return text if _NAME.fullmatch(text) else ""
 
 
-_SEGMENT = "[A-Z](?: [A-Z])*"
+_SIDE = "[A-Z](?: [A-Z])*"  # of a triangle
 _NAME = re.compile(
     _one_of(
-        rf"{_SEGMENT}|\| [A-Z] {_SEGMENT} \||{_SEGMENT} / {_SEGMENT}",  # AB, |AB|, AB/CD
-        rf"\\frac {{ {_SEGMENT} }} {{ {_SEGMENT} }}|[A-Z]\w*(?: : [A-Z]\w*)+",  # A:B
+        rf"{_SIDE}|\| [A-Z] {_SIDE} \||{_SIDE} / {_SIDE}",  # AB, |AB|, AB/CD
+        rf"\\frac(?: {{)+ {_SIDE}(?: }})+(?: {{)+ {_SIDE}(?: }})+|[A-Z]\w*(?: : [A-Z]\w*)+",  # A:B
         r"[a-w](?: \+ [a-w])+|\( \S+(?: , \S+)+ \)",  # m+n, (x,y)
         r"(?:the )?(?!not )[a-z-]{2,}(?: of [a-z-]{2,})?(?: \( .* \))?",  # the area, rank(A)
         r"\\(?:sum|prod|int|lim|det|deg|dim)(?![a-z]).*",
@@ -658,30 +602,28 @@ class _Expression:
     """Recursive descent over the tokens of an expression, which are kept in reverse order."""
 
     def __init__(self, tokens):
-        self.tokens = [("end", ""), *tokens[::-1]]
+        self.tokens = [Token("", "end"), *tokens[::-1]]
 
     def take(self, *marks):
-        """The next token, if it is one of these marks, or else an empty string."""
-        return self.tokens.pop()[1] if self.tokens[-1][1] in marks else ""
+        """The next token, if it is one of these, or else an empty string."""
+        return self.tokens.pop() if self.tokens[-1] in marks else ""
 
     def operators(self, level=0):
         """A value, and the operators after it that bind more tightly than `level`."""
-        if sign := self.take("-", "+"):
-            value = self.operators(2)
-            value = _negative(value) if sign == "-" else value
-        else:
-            value = self.atom()
+        sign = self.take("-", "+")
+        value = self.operators(2) if sign else self.atom()
+        value = _negative(value) if sign == "-" else value
         while True:
-            kind, mark = self.tokens[-1]
-            is_factor = kind in ("symbol", "function", "scale") or mark in _FACTORS
+            mark = self.tokens[-1]
+            is_factor = mark.kind in ("symbol", "function") or mark in _FACTORS
             strength = 2 if is_factor else _STRENGTHS.get(mark, 0)
             if strength <= level:
                 return value
             if not is_factor:
                 self.tokens.pop()
             if mark == "!":
-                value = _apply(_factorial, value)
-            elif mark == "\\times" and re.match(_ACCENT, self.tokens[-1][1]):
+                value = _factorial(value)
+            elif mark == "\\times" and re.match(_ACCENT, self.tokens[-1]):
                 _fail()  # of vectors, it is not the product of numbers
             else:
                 right = self.operators(strength - (mark == "^"))  # 2^3^2 is 2^(3^2)
@@ -693,43 +635,45 @@ class _Expression:
         return value if self.take(*_CLOSERS, "|") else _fail()
 
     def atom(self):
-        kind, text = self.tokens.pop()
-        if kind in _READERS:
-            return _READERS[kind](text)
-        if kind == "symbol":
-            while text.isupper() and self.tokens[-1][1].isupper() and self.tokens[-2][1] != "^":
-                text += self.tokens.pop()[1]  # AB is not BA, since they may be matrices
-            return _symbol(text)
-        if kind == "function":
-            return self.function(text)
-        if kind == "scale":
-            return _constant(int(text), places=-1)
-        if text in _CURRENCIES:
-            return self.operators(2)._replace(unit=text)
-        if text == "|":
+        token = self.tokens.pop()
+        if token.kind in _READERS:
+            value = _READERS[token.kind](token)
+            while self.tokens[-1].kind == "scale":
+                value = _constant(value.numbers[0] * int(self.tokens.pop()))  # 3 million
+            return value
+        if token.kind == "based":
+            return _symbol(token)
+        if token.kind == "symbol":
+            while token.isupper() and self.tokens[-1].isupper() and self.tokens[-2] != "^":
+                token += self.tokens.pop()  # AB is not BA, since they may be matrices
+            return _symbol(token)
+        if token.kind == "function":
+            return self.function(token)
+        if token in ("$", "€", "£", "¥", "₹"):
+            return self.operators(2)._replace(unit=token)
+        if token == "|":
             return _apply(abs, self.brackets())
-        if text in _OPENERS:
+        if token in _OPENERS:
             return self.brackets()
-        if text in _OF_TWO:
-            return _OF_TWO[text](self.atom(), self.atom())
-        if text == "\\sqrt":
+        if token in _OF_TWO:
+            return _OF_TWO[token](self.atom(), self.atom())
+        if token == "\\sqrt":
             degree = self.brackets() if self.take("[") else _constant(2)
             return _power(self.atom(), _fraction(_constant(1), degree))
         return _fail()
 
     def function(self, name):
-        scripts = {}
-        while mark := self.take("^", "_"):
-            scripts[mark] = self.atom()
+        base = self.atom() if self.take("_") else _constant(10)
+        power = self.atom() if self.take("^") else None
         is_bracketed = self.take("(", "[", "{")
         value = self.brackets() if is_bracketed else self.operators(3)
-        while not is_bracketed and self.tokens[-1][0] == "symbol":
+        while not is_bracketed and self.tokens[-1].kind == "symbol":
             value = _product(value, self.operators(3))  # sin 2x cos x
         if self.take("°"):
             value = _product(value, _DEGREE)
-        base = [scripts.get("_", _constant(10))] if name == "log" else []
-        value = _apply(_FUNCTIONS[name], value, *base)
-        return _power(value, scripts["^"]) if "^" in scripts else value
+        value = _apply(_FUNCTIONS[name], *([value, base] if name == "log" else [value]))
+        value = value._replace(symbols=value.symbols | {name})
+        return _power(value, power) if power else value
 
 
 # -------------------------------------------------------------------------------------- 5. values
@@ -737,23 +681,20 @@ def _apply(function, *args):
     """A function of values, at every point."""
     if any(arg.unit for arg in args):
         _fail()
+    points = [*zip(*(arg.numbers for arg in args), strict=True)]
+    numbers = {point: _number_at(function, point) for point in {*points}}
     symbols = frozenset().union(*(arg.symbols for arg in args))
-    points = [*zip(*(arg.numbers for arg in args), strict=True)][: POINTS if symbols else 1]
-    numbers = tuple(_number_at(function, point, bool(symbols)) for point in points)
-    is_algebraic = function in _ALGEBRAIC and all(arg.is_algebraic for arg in args)
-    return Value(numbers * (POINTS // len(points)), symbols, is_algebraic=is_algebraic)
+    return Value(tuple(numbers[point] for point in points), symbols)
 
 
-def _number_at(function, args, with_symbols):
+def _number_at(function, args):
     """The value of a function, exactly if possible, or None if it has none or is too large."""
     with suppress(*_NOT_UNDERSTOOD):
         if not all(isinstance(arg, Fraction) for arg in args):
             args = map(_MP.convert, args)
         number = function(*args)
         if isinstance(number, Fraction):
-            return (
-                number if _bits(number) <= MAX_EXACT_BITS // (10 if with_symbols else 1) else None
-            )
+            return number if _bits(number) <= MAX_EXACT_BITS else None
         return number if not number or abs(_MP.mag(number)) <= MAX_BITS else None
 
 
@@ -762,37 +703,37 @@ def _bits(number):
 
 
 def _constant(number, places=0):
-    return Value((Fraction(number),) * POINTS, places=places, is_written=True, is_algebraic=True)
+    return Value((Fraction(number),) * POINTS, places=places, is_written=True)
 
 
 def _symbol(name):
-    if name in _CONSTANTS:
-        return Value((_CONSTANTS[name],) * POINTS)
-    numbers = tuple(_at(name, point) for point in range(POINTS))
-    return Value(numbers, frozenset({name}), is_written=name == "\\infty")
+    numbers = (_CONSTANTS.get(name) or _at(name, point) for point in range(POINTS))
+    return Value(tuple(numbers), frozenset({name}), is_written=name == "\\infty")
 
 
 def _at(name, point):
     """The value of a symbol at a point: pseudo-random, of both signs, and fixed by its name."""
     h = zlib.crc32(f"{name} {point}".encode("utf-8", "replace"))
     x = Fraction(h % 9973 + 500, 12_000)  # 0.04 to 0.87, a domain for arcsin
-    if point >= POINTS // 2:
-        return Fraction(h % 23 + 2)
-    return (x, 1 + 4 * x, -1 - x, 3 - 8 * x)[point]
+    return (x, 1 + 4 * x, -1 - x, 3 - 8 * x)[point] if point < 4 else Fraction(h % 23 + 2)
 
 
 def _number(text):
-    """1.50 is 3/2 with two decimal places; 2.0 is the integer 2."""
+    """1.50 is 3/2 with two decimal places; 2.0 is the integer 2; 3 * 10^{4} is 3e4."""
+    text = re.sub(r"^e", "1e", re.sub(r"\D*10 ?\^", "e", text) if "^" in text else text)
     if re.search(r"\.\d+[.,]", text):
         text = text.replace(".", "").replace(",", ".")  # 1.234,5
-    number = Fraction(re.sub(r"[^\d.eE+-]", "", text))
-    return _constant(number, len(text.partition(".")[2]) if number.denominator > 1 else 0)
+    number, decimals = Fraction(re.sub(r"[^\d.eE+-]", "", text)), text.partition(".")[2]
+    return _constant(number, len(decimals) if number.denominator > 1 else 0)
 
 
-def _mixed(text):
-    """2 1/2 is 5/2, but 2 3/2 is nothing."""
-    whole, top, bottom = map(int, re.findall(r"\d+", text))
-    return _constant(whole + Fraction(top, bottom)) if 0 < top < bottom else _fail()
+def _fraction_of_integers(text):
+    """3/4 and 2 3/4 are written numbers, but 8/4 is left to be worked out."""
+    *whole, top, bottom = map(int, re.findall(r"-?\d+", text.replace("- ", "-")))
+    if whole and not 0 < top < bottom:
+        _fail()
+    value = _constant(sum(whole) + Fraction(top, bottom))
+    return value._replace(is_written=bottom == 1 or top % bottom > 0)
 
 
 def _repeating(text):
@@ -804,29 +745,8 @@ def _repeating(text):
     return _constant((int(whole + decimals or "0") + repeated) / 10 ** len(decimals))
 
 
-def _fraction(top, bottom):
-    """A fraction of integers is a written number, but not 4/2, which is left to be worked out."""
-    value = _apply(operator.truediv, top, bottom)
-    if not (top.is_written and bottom.is_written) or top.places or bottom.places or top.symbols:
-        return value
-    return value._replace(is_written=bottom.numbers[0] == 1 or value.numbers[0].denominator > 1)
-
-
-def _product(left, right):
-    """The product of a written number and a power of ten, or a million, is a written number."""
-    is_written = left.is_written and right.places == -1
-    return _apply(operator.mul, left, right)._replace(is_written=is_written)
-
-
 def _negative(value):
     return value._replace(numbers=_apply(operator.neg, value._replace(unit="")).numbers)
-
-
-def _power(base, exponent):
-    value = _apply(_raise, base, exponent)
-    if base.is_written and base.numbers[0] == 10 and exponent.is_written and not exponent.places:
-        return value._replace(is_written=True, places=-1)
-    return value
 
 
 def _raise(base, exponent):
@@ -858,27 +778,21 @@ _CLOSERS = {")", "]", "}", "\\}"}
 _FACTORS = {"(", "{", "\\frac", "\\sqrt", "\\binom"}
 _STRENGTHS = {"+": 1, "-": 1, "*": 2, "\\times": 2, "/": 2, "^": 4, "!": 5}
 _CHOICES = {*"ABCDEFGHIJ"}
-_CURRENCIES = {*"$€£¥₹"}
 _INTERVALS = {"()", "(]", "[)", "[]"}
-_PLUS_MINUS = {"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"}
+_PLUS, _MINUS = Token("+"), Token("-")
+_SIGNED = {"\\pm": _PLUS, "\\mp": _MINUS}, {"\\pm": _MINUS, "\\mp": _PLUS}
 _NOT_UNDERSTOOD = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
 _CONSTANTS = {"\\pi": +_MP.pi, "e": +_MP.e, "i": _MP.j}
-_FUNCTIONS = {
-    name: getattr(_MP, name.replace("arc", "a"))
-    for name in "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp".split()
-}
-_READERS = {"number": _number, "mixed": _mixed, "repeating": _repeating, "based": _symbol}
-_factorial = partial(_of_integers, math.factorial)
-_choose = partial(_of_integers, math.comb)
-_ALGEBRAIC = {operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, _raise}
-_OPERATIONS = {
-    "+": partial(_apply, operator.add),
-    "-": partial(_apply, operator.sub),
-    "/": _fraction,
-    "^": _power,
-}
-_OF_TWO = {"\\frac": _fraction, "\\binom": partial(_apply, _choose)}
-_DEGREE = _apply(operator.truediv, _symbol("\\pi"), _constant(180))
+_FUNCTIONS = {name: getattr(_MP, name.replace("arc", "a")) for name in _FUNCTION_NAMES}
+_READERS = {"number": _number, "fraction": _fraction_of_integers, "repeating": _repeating}
+_KNOWN = {*_CONSTANTS, *_FUNCTIONS, "\\infty"}
+_sum, _difference = partial(_apply, operator.add), partial(_apply, operator.sub)
+_product, _fraction = partial(_apply, operator.mul), partial(_apply, operator.truediv)
+_power = partial(_apply, _raise)
+_OPERATIONS = {"+": _sum, "-": _difference, "/": _fraction, "^": _power}
+_OF_TWO = {"\\frac": _fraction, "\\binom": partial(_apply, partial(_of_integers, math.comb))}
+_factorial = partial(_apply, partial(_of_integers, math.factorial))
+_DEGREE = _fraction(_symbol("\\pi"), _constant(180))
 _INFINITY = _symbol("\\infty")
 _MINUS_INFINITY = _negative(_INFINITY)
 _REALS = Tree("()", (_MINUS_INFINITY, _INFINITY))
@@ -890,26 +804,22 @@ def is_equiv(answer: str, gold: str) -> bool:
     """True if two answers mean the same. Symmetric; reflexive on every string; raises nothing."""
     if answer.strip() == gold.strip():
         return True
-    if len(answer) > MAX_ANSWER or len(gold) > MAX_ANSWER:
+    if max(len(answer), len(gold)) > MAX_ANSWER:
         return False
-    for split in (False, True):
+    for split in [False, True] if "," in answer + gold else [False]:  # 100,200 may be a list
         (tokens_a, a), (tokens_b, b) = _read(answer, split), _read(gold, split)
         with suppress(*_NOT_UNDERSTOOD):
-            if tokens_a and tokens_a == tokens_b or a and b and _same(a, b):
+            if tokens_a == tokens_b != [] or a and b and _same(a, b):
                 return True
-        if "," not in answer + gold:
-            return False  # 100,200 may be a number, or a list beside a list
     return False
 
 
 def _is_written(node):
     """True if there are written numbers only, with nothing left to be worked out."""
-    if node is None or node.kind == "words":
-        return False
-    if node.kind == "value":
-        return node.is_written
+    if node is None or node.kind == "value":
+        return node is not None and node.is_written
     parts = node.parts[1] if node.kind == "name" else node.parts[node.kind == "choice" :]
-    return bool(parts) and all(map(_is_written, parts))
+    return node.kind != "words" and bool(parts) and all(map(_is_written, parts))
 
 
 def _same(a, b):
@@ -940,27 +850,25 @@ def _same_names(named, other):
 
 def _same_equation(a, b):
     """Are two equations the same up to a factor?"""
-    u, v = (_apply(operator.sub, *x.parts) for x in (a, b))
-    ratios = [_MP.convert(x) / _MP.convert(y) if x and y else None for x, y in _pairs(u, v)]
-    if u.symbols != v.symbols or len(ratios) < 2 or None in ratios:
-        return False
-    return all(_close(ratio, ratios[0]) for ratio in ratios)
+    u, v = _difference(*a.parts), _difference(*b.parts)
+    ratios = [_MP.convert(x) / _MP.convert(y) for x, y in _pairs(u, v) if x and y]
+    is_enough = u.symbols == v.symbols and len(ratios) == len(_pairs(u, v)) > 1
+    return is_enough and all(_close(ratio, ratios[0]) for ratio in ratios)
 
 
 def _same_parts(a, b):
     """Are two lists, sets, tuples ... the same?"""
-    kinds = {a.kind, b.kind}
-    if len(a.parts) != len(b.parts):
+    kinds, rest = {a.kind, b.kind}, [*b.parts]
+    if len(a.parts) != len(rest):
         return False
-    if kinds <= {",", "{}"} or kinds in ({"cup"}, {"or"}):  # in any order
-        rest = [*b.parts]
-        for part in a.parts:
-            partners = [other for other in rest if _same(part, other)]
-            if not partners:
-                return False
-            rest.remove(partners[0])
-        return True
-    return (len(kinds) == 1 or kinds == {",", "()"}) and all(map(_same, a.parts, b.parts))
+    if not kinds <= {",", "{}"} and kinds not in ({"cup"}, {"or"}):
+        return (len(kinds) == 1 or kinds == {",", "()"}) and all(map(_same, a.parts, rest))
+    for part in a.parts:  # in any order
+        partners = [other for other in rest if _same(part, other)]
+        if not partners:
+            return False
+        rest.remove(partners[0])
+    return True
 
 
 def _same_value(a, b):
@@ -968,24 +876,19 @@ def _same_value(a, b):
     if a.unit and b.unit and a.unit != b.unit:
         return False  # 5 m against 5 cm
     pairs = _pairs(a, b)
-    if pairs and all(_close(u, v) for u, v in pairs):
-        return len(pairs) > 1 or not a.symbols and not b.symbols
-    return _is_rounded(a, b) or _is_rounded(b, a)
+    is_same = len(pairs) > 1 and all(_close(u, v) for u, v in pairs)
+    return is_same or _is_rounded(a, b) or _is_rounded(b, a)
 
 
 def _pairs(a, b):
     """The values of two expressions at the points where both have one."""
-    pairs = [pair for pair in zip(a.numbers, b.numbers, strict=True) if None not in pair]
-    real = [pair for pair in pairs if not any(isinstance(number, _MP.mpc) for number in pair)]
-    pairs = real if len(real) > 1 else pairs
-    return pairs if a.symbols or b.symbols else pairs[:1]
+    return [pair for pair in zip(a.numbers, b.numbers, strict=True) if None not in pair]
 
 
 def _is_rounded(decimal, exact):
     """Is the decimal a fraction or root, rounded or cut off after at least four places?"""
-    if decimal.places < 4 or exact.places > 0 or not exact.is_algebraic or exact.symbols:
+    if decimal.places < 4 or exact.places or exact.symbols:
         return False
     digits, size = (value.numbers[0] * 10**decimal.places for value in (decimal, exact))
-    if abs(digits) < 1000 or (digits < 0) != (size < 0):
-        return False
-    return abs(digits) in (int(abs(size)), int(abs(size) + Fraction(1, 2)))
+    sizes = int(abs(size)), int(abs(size) + Fraction(1, 2))
+    return abs(digits) >= 1000 and digits * size > 0 and abs(digits) in sizes
