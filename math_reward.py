@@ -215,7 +215,6 @@ CLEANING = [
     ("digits", rf"(frac|binom) ?{_PART} ?{_PART}", r"\1{\2}{\3}", "frac12", "frac{1}{2}"),
     ("|x| < a", r"^\|(\w)\| ?(<|\\leq?) ?(\w+)$", r"-\3\2 \1\2 \3", "|x|<3", "-3< x< 3"),
     ("a < x < b", rf"^(\w) ?> ?(\S+?){_AND}\1 ?<(.+)$", r"\2<\1<\3", "x>1 and x<3", "1<x<3"),
-    ("C(n,k)", r"(?<!\w)C\(([^(),]+),([^(),]+)\)", r"\\binom{\1}{\2}", "C(n,2)", r"\binom{n}{2}"),
 ]
 _RULES = [(re.compile(pattern, re.ASCII), text) for _, pattern, text, _, _ in CLEANING]
 _ENVIRONMENT = re.compile(
@@ -312,10 +311,8 @@ _LEXEMES = [
     ("symbol", r"[A-Za-z](?:'+|\s*\^\s*\{?\s*\\prime\s*\}?)"),  # f'
     ("unit", r"\^\s*\{?\s*\\circ\s*\}?|\\degree|[ap]\.\s?m\b\.?"),
     ("mark", r"x(?=\s?10\s?\^)|\\[A-Za-z]+|\\."),
-    (
-        "word",
-        r"(?<![\w)}^])[A-Za-z]{3,}(?:[-'][A-Za-z]+)*(?![\w^(])|(?:No|no|an|of|to|by)\b|a(?= [a-z]{3})",
-    ),
+    ("word", r"(?<![\w)}^])[A-Za-z]{3,}(?:[-'][A-Za-z]+)*(?![\w^(])"),
+    ("word", r"(?:No|no|an|of|to|by)\b|a(?= [a-z]{3})"),
     ("letters", r"log|[A-Za-z]+(?!\s*_)"),
     ("mark", r"\*\*|[<>!]=|[-=]>|\S"),
 ]
@@ -366,7 +363,7 @@ def _lex(answer, tokens, in_text=False):
             tokens += _lex_letters(text, tokens[-1:], in_text or kind == "word", in_text)
         elif kind != "skip":
             if kind == "based":
-                text = "_".join(re.findall(r"[\dA-F]+", text.replace("two", "2")))
+                text = "_".join(re.findall(r"[\dA-F]+", text))
             elif kind in ("symbol", "unit"):
                 text = re.sub(r"\{(\\?\w|\\[a-z]+)\}", r"\1", re.sub(r"\s|\\text", "", text))
                 text = text.replace("^\\prime", "'").replace("overline", "bar")
@@ -378,7 +375,7 @@ def _lex_letters(letters, last, is_word, in_text):
     """A run of letters is a unit, a word with a meaning, any other word, or a few symbols."""
     known = _VOCABULARY.get(letters) or _VOCABULARY.get(letters.casefold())
     if known and known.kind == "measure":
-        is_after_number = {*last, *(token.kind for token in last)} & _BEFORE_UNIT
+        is_after_number = last and (last[0] in _BEFORE_UNIT or last[0].kind in _BEFORE_UNIT)
         known = known if is_after_number and (in_text or len(letters) > 1) else None
     if known and (len(letters) > 1 or known.kind == "measure"):
         return [known]
@@ -387,8 +384,7 @@ def _lex_letters(letters, last, is_word, in_text):
     return [Token(letter, "symbol") for letter in letters]
 
 
-_NUMBERS = "number repeating fraction scale unit measure symbol"
-_BEFORE_UNIT = {*_NUMBERS.split(), *"/*}", "square", "cubic", "sq"}
+_BEFORE_UNIT = "number repeating fraction scale unit measure symbol / * } square cubic sq".split()
 
 
 # -------------------------------------------------------------------------------------- 4. parse
@@ -424,13 +420,10 @@ class Tree(NamedTuple):
 
 @lru_cache(maxsize=512)
 def _read(answer, split=False):
-    """The tokens of an answer, and its Value or Tree, or None if it is not understood.
-
-    In brackets, or if `split` says so, 1,234 is two numbers.
-    """
+    """The tokens of an answer, and its Value or Tree, or None if it is not understood."""
     text = _clean(answer)
     if split or re.search(r"(?<!\\)[(\[]|\\\{", text):
-        text = re.sub(r"(?<=\d),(?=\d)", ", ", text)
+        text = re.sub(r"(?<=\d),(?=\d)", ", ", text)  # here, 1,234 is two numbers
     tokens = _lex(text, [])
     if 0 < len(tokens) <= MAX_TOKENS and max(_depths(tokens)) <= MAX_DEPTH:
         with suppress(*_NOT_UNDERSTOOD):
@@ -462,7 +455,7 @@ def _answer(tokens):
         return Tree("words", tuple(tokens[tokens[0] in ("a", "an", "the") :]))
     start = tokens[0] == "("
     letter, *text = tokens[start:]
-    if letter in _CHOICES and text[1:] and text[0] in (")", ":", ".") and not _CHOICES & {*text}:
+    if letter in _CHOICES and text[1:] and text[0] in ").:" and not _CHOICES & {*text}:
         return Tree("choice", (_symbol(letter), _answer(text[1:])))
     return _list(tokens[tokens[0] in ("exactly", "just", "option") :])
 
@@ -547,7 +540,7 @@ def _set(tokens):
 
 def _unit(tokens, is_one):
     """The unit after a value: "m/s ^ 2", or things that are counted: "red hat"."""
-    text = " ".join(token for token in tokens if token not in ("{", "}"))
+    text = " ".join(token for token in tokens if token not in "{}")
     text = re.sub(r"(?:square|sq) (\S+)", r"\1 ^ 2", text.replace("\\mph", "\\mi / \\h"))
     text = re.sub(r"cubic (\S+)", r"\1 ^ 3", text)
     return re.sub("[^/*]+", lambda m: _thing(m[0].strip(), is_one or m.start() > 0), text)
@@ -649,7 +642,7 @@ class _Expression:
             return _symbol(token)
         if token.kind == "function":
             return self.function(token)
-        if token in ("$", "€", "£", "¥", "₹"):
+        if token in "$€£¥₹":
             return self.operators(2)._replace(unit=token)
         if token == "|":
             return _apply(abs, self.brackets())
@@ -779,8 +772,7 @@ _FACTORS = {"(", "{", "\\frac", "\\sqrt", "\\binom"}
 _STRENGTHS = {"+": 1, "-": 1, "*": 2, "\\times": 2, "/": 2, "^": 4, "!": 5}
 _CHOICES = {*"ABCDEFGHIJ"}
 _INTERVALS = {"()", "(]", "[)", "[]"}
-_PLUS, _MINUS = Token("+"), Token("-")
-_SIGNED = {"\\pm": _PLUS, "\\mp": _MINUS}, {"\\pm": _MINUS, "\\mp": _PLUS}
+_SIGNED = [{"\\pm": Token(sign), "\\mp": Token(other)} for sign, other in ("+-", "-+")]
 _NOT_UNDERSTOOD = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
 _CONSTANTS = {"\\pi": +_MP.pi, "e": +_MP.e, "i": _MP.j}
 _FUNCTIONS = {name: getattr(_MP, name.replace("arc", "a")) for name in _FUNCTION_NAMES}
