@@ -157,7 +157,7 @@ def temperature(study: Run) -> list[Run]:
 
 
 def passes_search(study: Run) -> list[Run]:
-    return searching(range(3), RATES, [("rft-steps", -0.2), ("rift", -0.2)], steps=228)
+    return searching(range(2), (3e-5, *RATES), [("rft-steps", -0.2), ("rift", -0.2)], steps=228)
 
 
 def passes(study: Run) -> list[Run]:
