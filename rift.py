@@ -461,7 +461,7 @@ def render_prompt(tokenizer, record, template):
         if tokenizer.chat_template:
             prompt = [{"role": "user", "content": prompt.strip()}]  # chats end no turn in a newline
     if not isinstance(prompt, list):
-        return str(prompt), False
+        return text_field({**record, "prompt": prompt}, "prompt"), False
     try:
         text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template is a program and can raise anything
@@ -767,7 +767,8 @@ def parse(argv):
 
 def open_folder(config):
     """Makes the folder, new or empty; or, to resume, finds a stopped run with the same settings."""
-    out, path = Path(config.out), Path(config.out) / "settings.json"
+    out = Path(config.out)
+    path = out / "settings.json"
     settings = {**vars(config), "resume": False}
     if config.resume:
         if (out / "finished.json").exists():
