@@ -811,8 +811,10 @@ def main(argv):
         print("rift.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        text = "--resume continues from the last batch or checkpoint, or else anew"
-        print(f"\nstopped; {text}", file=sys.stderr)
+        print(
+            "\nstopped; --resume continues from the last batch or checkpoint, or else anew",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
