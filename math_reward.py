@@ -51,11 +51,8 @@ def math_reward(response: str, gold: str, truncated: bool = False) -> bool:
         return False
     if re.search(r"\\(?:boxed|fbox)|####", gold):
         gold = extract_answer(gold) or gold
-    if re.fullmatch(r"\s*[A-J]\s*", gold) and re.fullmatch(r"\(?[a-j]\)?", answer):
-        answer = answer.upper()  # "Answer: d" to a multiple choice question
-    if not is_equiv(answer, gold):
-        return False
-    return _is_written(_read(answer)[1]) or not _is_written(_read(gold)[1])
+    is_right = is_equiv(answer, gold)
+    return is_right and (_is_written(_read(answer)[1]) or not _is_written(_read(gold)[1]))
 
 
 def _one_of(*patterns, start="", end=""):
@@ -64,7 +61,6 @@ def _one_of(*patterns, start="", end=""):
 
 
 # ------------------------------------------------------------------------------------ 1. extract
-_END_OF_TURN = re.compile(r"<\|\w{1,40}\|>|</s>|<eos>|<end_of_turn>")
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{|\\.|[{}]", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<![ap]\.m)(?<!\.)[.。](?=[\s$]|\Z)|(?<!,)\n")
 _OR = r"(?:or|oder|ou|o|lub|veya|или|或|または|nor|not|if|unless|vs|versus)\b"
@@ -128,7 +124,7 @@ def extract_answer(response: str, truncated: bool = False) -> str | None:
     text = response[-MAX_RESPONSE:].rpartition("</think>")[2]
     if "<think>" in text:
         return None
-    text = _END_OF_TURN.split(text.strip())[0].strip()
+    text = re.split(r"<\|\w{1,40}\|>|</s>|<eos>|<end_of_turn>", text)[0].strip()
     _, tag, tagged = text.rpartition("<answer>")
     if tag and "</answer>" in tagged:
         text, truncated = tagged.partition("</answer>")[0].strip(), False
@@ -144,10 +140,9 @@ def extract_answer(response: str, truncated: bool = False) -> str | None:
 def _boxed(text):
     """The content of the last box, or of the last boxes if commas join them to a list."""
     boxes = _boxes(text)
-    pairs = [*pairwise(boxes)]
-    while pairs and not _SENTENCE_END.search(text, pairs[-1][0][1], pairs[-1][1][0]):
-        pairs.pop()
-    boxes = boxes[len(pairs) :]  # those of the last sentence
+    pairs = enumerate(pairwise(boxes), 1)
+    starts = [i for i, (a, b) in pairs if _SENTENCE_END.search(text, a[1], b[0])]
+    boxes = boxes[max(starts, default=0) :]  # those of the last sentence
     contents = [content for _, _, content in boxes]
     if not boxes or not all(_is_whole(text, *box) for box in boxes):
         return None
@@ -190,17 +185,14 @@ def _marked(text):
             rest = text[mark.end() : mark.end() + MAX_ANSWER]
             rest = re.sub(r"\A[ *]*\n[\s*]*(?:[-*•–]\s+)?", "", rest)  # a bullet
             rest = re.sub(r"\A\s*(?:\$\$|\\\[)\s*([^$\n]*?)\s*(?:\$\$|\\\])", r"\1", rest)
-            sentence, *others = _SENTENCE_END.split(rest.strip(), maxsplit=1)
+            sentence = _SENTENCE_END.split(rest.strip(), maxsplit=1)[0]
             sentence = re.sub('(?:です|입니다|"})$', "", sentence.rstrip(" .")).strip(" \t*`\"'_")
-            is_heading = mark[1] and others and re.fullmatch(r"[^\W\d_][^\d$\\]*", sentence)
-            if not is_heading:
-                return sentence if "(" in sentence else sentence.rstrip(")")
+            return sentence if "(" in sentence else sentence.rstrip(")")
     return None
 
 
 # -------------------------------------------------------------------------------------- 2. clean
 _PART = r"(\d|\{[^{}]*\})"
-_AND = r"[ }]*(?:\\text\{ ?)?and[ }]*"
 # name, pattern, replacement, and an example: what it was, and what becomes of it
 CLEANING = [
     ("escaped twice", r"(?<!\\)\\\\(?=[A-Za-z]{3}|[lg]e|in|pi)", r"\\", r"\\frac12", r"\frac12"),
@@ -209,12 +201,10 @@ CLEANING = [
     ("end", r"(?<![\s.,])(?:[ ,]|\.(?!\.)|\\\\)+(\}?)$", r"\1", r"\text{Yes.}", r"\text{Yes}"),
     ("bold", r"(?<![\w)}])\*\*|\*\*(?![\w({\\])|`", "", "**(B) 7**", "(B) 7"),
     ("digits", rf"(frac|binom) ?{_PART} ?{_PART}", r"\1{\2}{\3}", "frac12", "frac{1}{2}"),
-    ("|x| < a", r"^\|(\w)\| ?(<|\\leq?) ?(\w+)$", r"-\3\2 \1\2 \3", "|x|<3", "-3< x< 3"),
-    ("a < x < b", rf"^(\w) ?> ?(\S+?){_AND}\1 ?<(.+)$", r"\2<\1<\3", "x>1 and x<3", "1<x<3"),
 ]
 _RULES = [(re.compile(pattern, re.ASCII), text) for _, pattern, text, _, _ in CLEANING]
 _ENVIRONMENT = re.compile(
-    r"\\begin\s?\{(align\w*|cases|[pb]?matrix|array)\}(?:\s?\{[lcr| ]*\})?"
+    r"\\begin\s?\{(cases|[pb]?matrix|array)\}(?:\s?\{[lcr| ]*\})?"
     + r"((?:[^\\]|\\(?!begin|end))*)\\end\s?\{\1\}"
 )
 _GREEK = (
@@ -249,10 +239,8 @@ def _clean(answer):
 
 
 def _environment(match):
-    """A matrix is a tuple of rows: ([1,2],[3,4]); cases are a set of rows; lines are a list."""
+    """A matrix is a tuple of rows: ([1,2],[3,4]); cases are a set of rows."""
     name, body = match.groups()
-    if name.startswith("align"):
-        return body.replace("&", "").replace("\\\\", ",")
     body = re.sub(r"\\text\w*\s*\{\s*(?:if|for|when)?\s*\}|\\\\\s*$", "", body)
     rows = body.replace("\\\\", "],[").replace("&", ",")
     return rf"\{{[{rows}]\}}" if name == "cases" else f"([{rows}])"
@@ -260,7 +248,7 @@ def _environment(match):
 
 # ---------------------------------------------------------------------------------------- 3. lex
 class Token(str):
-    """A piece of an answer, and its kind: number, symbol, function, unit, scale, word or mark."""
+    """A piece of an answer, and its kind: number, symbol, function, unit, word or mark."""
 
     def __new__(cls, text, kind="mark"):
         token = super().__new__(cls, text)
@@ -282,10 +270,8 @@ _LEXEMES = [
     ("repeating", r"\d{0,40}\.\d{0,40}\\(?:overline|bar|dot)\s*\{?\d{1,20}\}?"),  # 0.1\overline{6}
     ("repeating", r"\d{0,40}\.\d{0,40}(?:\(\d{1,20}\)|\d\s?(?:\.\.\.|\\[lc]?dots))"),  # 0.1(6)
     ("based", rf"\(?\d[\dA-F]*\)?\s*_\s*(?:\{{[^{{}}]*(?:{_BRACES})?\}}|\d+(?![\d_]))"),  # 101_2
-    (
-        "based",
-        rf"{_TEXT}\{{\d[\dA-F]*\}}\s*_\s*\{{?\d+\}}?|\d+\s*(?:\\text\{{)?\s*in base[\s}}]*\d+",
-    ),
+    ("based", rf"{_TEXT}\{{\d[\dA-F]*\}}\s*_\s*\{{?\d+\}}?"),  # \text{101}_2
+    ("based", r"\d+\s*(?:\\text\{)?\s*in base[\s}]*\d+"),
     ("text", _TEXT + r"\{[^{}]*\}"),
     ("fraction", rf"(?<![\^_.\d])\d+(?: |\\,|~)*\\[dtc]?frac{_DIGITS}{_DIGITS}"),  # 2\frac{1}{2}
     ("fraction", rf"\\[dtc]?frac{_DIGITS}{_DIGITS}|(?<![\^_.\d])\d+ +\d+/\d+"),  # 2 1/2
@@ -293,8 +279,7 @@ _LEXEMES = [
     ("number", rf"(?<![\w.^])(?:\d[\d.,]* ?(?:\\times|\\cdot|[*x]) ?)?{_TEN}"),  # 6 * 10^{23}
     ("number", r"[1-9]\d{0,2}(?:(?:,|\s?\{\s?,\s?\}\s?)\d{3})+(?!,?\d)(?:\.\d+)?"),  # 1,234,567.8
     ("number", r"[1-9]\d{0,2}(?:(?: |\\,|~)\d{3})+(?! ?\d)(?:\.\d+)?"),  # 1 234 567.8
-    ("number", r"[1-9]\d{0,2}(?:(?:'\d{3})+|(?:_\d{3})+|(?:\.\d{3}){2,})(?![\d.])"),  # 1'234'567
-    ("number", r"[1-9]\d{0,2}(?:\.\d{3})+,\d{1,2}(?!\d)"),  # 1.234,5
+    ("number", r"[1-9]\d{0,2}(?:(?:'\d{3})+|(?:_\d{3})+)(?![\d.])"),  # 1'234'567
     ("number", r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3}(?![\d.]))?"),  # 12, 1.5, 6.02e23
     ("symbol", r"\\[dt]?frac\s*\{+\s*d\s*\w?\s*\}+\s*\{+\s*d\s*\w\s*\}+"),  # dy/dx
     ("symbol", rf"{_ACCENT}(?![a-z])\s*(?:{_BRACES}|\\[A-Za-z]+|[A-Z]+|\w)"),  # \vec a
@@ -326,8 +311,6 @@ _ENTRIES = {
     "symbol": r"\infty infinity,\pi pi,\phi \varphi,\epsilon \varepsilon,\hbar,\\"
     + ",\\".join(_GREEK),
     "function": ",".join(f"{name} \\{name}" for name in _FUNCTION_NAMES) + r",log \lg",
-    "scale": "12 dozen,100 hundred,1000 thousand,1000000 million,"
-    + f"{10**9} billion,{10**12} trillion",
     "number": "0 zero,1 one,2 two,3 three,4 four,5 five,6 six,7 seven,8 eight,9 nine,10 ten",
     "unit": r"% \% percent percentage pct,$ \$ dollar dollars,€ euro euros,£,¥,₹,¢ cent cents,"
     + r"° ^\circ \degree degree degrees,am a.m. a.m,pm p.m. p.m",
@@ -337,7 +320,7 @@ _ENTRIES = {
     + "".join(_SI_UNITS.replace(" ", " " + k).replace(",", "," + v) for k, v in _PREFIXES.items()),
 }
 _VOCABULARY = {
-    alias: Token(("\\" if kind == "measure" else "") + entry.split()[0], kind)
+    alias: Token(("~" if kind == "measure" else "") + entry.split()[0], kind)
     for kind, entries in _ENTRIES.items()
     for entry in entries.split(",")
     for alias in entry.split()
@@ -376,7 +359,7 @@ def _lex_letters(letters, last, is_word, in_text):
     return [Token(letter, "symbol") for letter in letters]
 
 
-_BEFORE_UNIT = "number repeating fraction scale unit measure symbol / * } square cubic sq".split()
+_BEFORE_UNIT = "number repeating fraction unit measure symbol / * } square cubic sq".split()
 
 
 # -------------------------------------------------------------------------------------- 4. parse
@@ -460,14 +443,11 @@ def _list(tokens):
         return Tree("name", ((_name(sides[0]),), (_last(map(_list, sides[1:])),)))
     readings = [reading for part in parts if part for reading in _readings(part)]
     items = [_item(tokens)] if readings == [tokens] else [*map(_list, readings)]
-    if items[0].kind == "()":
-        items = [*dict.fromkeys(items)]  # a point listed twice is one point
     kind = "or" if "or" in marks and any(item.symbols for item in items) else ","
     if len(items) == 1 or any(item.kind != "name" for item in items):
         return Tree(kind, tuple(items)) if len(items) > 1 else items[0]
     names, values = zip(*sorted((*item.parts[0], *item.parts[1]) for item in items), strict=True)
     if len({*names}) == 1:  # x=1, x=2; x<1 or x>2
-        kind = "cup" if values[0].kind in _INTERVALS and "or" in marks else kind
         return Tree("name", (names[:1], (Tree(kind, values),)))
     is_point = len({*names}) == len(names)
     return Tree("name", (names, values)) if is_point else Tree("row", tuple(items))
@@ -495,13 +475,11 @@ def _item(tokens):
     named = [i for i, side in enumerate(sides) if _name(side)]
     name = _name(sides[named[-1]]) if named else ""
     if {*marks} <= {"="}:
-        if len(marks) == 1 == len(sides[1]) and named == [1]:
-            return Tree("name", ((name,), values[:1]))  # 5 = x
         is_equation = len(marks) == 1 and (values[0].symbols | values[1].symbols) - _KNOWN
         return Tree("=", values) if is_equation else _last(values)
     if len(named) != 1 or len(sides) > 2 and named != [1]:
         return Tree("".join(marks), values) if {*marks} <= {"<", "<="} else _fail()
-    ends, marks = [_MINUS_INFINITY, *values, _INFINITY], ["<", *marks, "<"]
+    ends, marks = [_negative(_INFINITY), *values, _INFINITY], ["<", *marks, "<"]
     brackets = "(["["=" in marks[named[0]]] + ")]"["=" in marks[named[0] + 1]]
     return Tree("name", ((name,), (Tree(brackets, (ends[named[0]], ends[named[0] + 2])),)))
 
@@ -510,12 +488,7 @@ def _set(tokens):
     """A union, a ratio, what is in brackets, or a value with its unit."""
     parts, marks = _split(tokens, "\\cup", ":")
     if marks:
-        sets = tuple(map(_set, parts))
-        if all(part.kind == "{}" for part in sets):
-            return Tree("{}", sum((part.parts for part in sets), ()))
-        return Tree("cup" if "\\cup" in marks else ":", sets)
-    if named := _NAMED_SETS.get("".join(tokens)):
-        return named
+        return Tree("cup" if "\\cup" in marks else ":", tuple(map(_set, parts)))
     depths, inner = _depths(tokens), tokens[1:-1]
     if depths[0] != 1 or depths.index(0) < len(inner) + 1:
         expression = _Expression(tokens)
@@ -532,9 +505,8 @@ def _set(tokens):
 
 def _unit(tokens, is_one):
     """The unit after a value: "m/s ^ 2", or things that are counted: "red hat"."""
-    text = " ".join(token for token in tokens if token not in "{}")
-    text = re.sub(r"(?:square|sq) (\S+)", r"\1 ^ 2", text.replace("\\mph", "\\mi / \\h"))
-    text = re.sub(r"cubic (\S+)", r"\1 ^ 3", text)
+    text = re.sub(r"\^ \{ ((?:- )?\d) \}", r"^ \1", " ".join(tokens))
+    text = re.sub(r"(?:square|sq) (\S+)", r"\1 ^ 2", text.replace("~mph", "~mi / ~h"))
     return re.sub("[^/*]+", lambda m: _thing(m[0].strip(), is_one or m.start() > 0), text)
 
 
@@ -554,9 +526,9 @@ _PLURAL = re.compile(r"\w+[^s]s|people|children|teeth|mice|geese|sheep|dice|\w*m
 _NO_NOUN = _one_of(
     r"\w|not?|none|nor|or|if|but|this|is|was|has|does|more|less|fewer|least|most|both|\w+ly|false",
     r"perhaps|maybe|wrong|incorrect|right|true|ones|tens|others?|works|fails|lies|the|an?|some|all",
-    r"any|each|squared|cubed|factorial|roots?|power|dozens|hundreds|thousands|halves|half|thirds?",
+    r"any|each|squared|cubed|factorial|roots?|power|\w+illions?|dozens?|hundreds?|thousands?|halves|half|thirds?",
     r"in|on|at|by|to|about|almost|\w*(?:four|fif|x|even|eigh|nin|ten|red|and|ion)ths?",
-    start=r"\d|(?<![\w-])",
+    start=r"[^a-z~ -]|(?<![\w-])",
     end=r"(?![\w-])",
 )
 
@@ -569,11 +541,8 @@ def _name(tokens):
     return text if re.fullmatch(_NAME, text) else ""
 
 
-_SIDE = "[A-Z](?: [A-Z])*"  # of a triangle
 _NAME = _one_of(
-    rf"{_SIDE}|\| [A-Z] {_SIDE} \||{_SIDE} / {_SIDE}",  # AB, |AB|, AB/CD
-    rf"\\frac(?: {{)+ {_SIDE}(?: }})+(?: {{)+ {_SIDE}(?: }})+|[A-Z]\w*(?: : [A-Z]\w*)+",  # A:B
-    r"[a-w](?: \+ [a-w])+|\( \S+(?: , \S+)+ \)",  # m+n, (x,y)
+    r"[A-Z](?: [A-Z])+|[a-w](?: \+ [a-w])+|\( \S+(?: , \S+)+ \)",  # AB, m+n, (x,y)
     r"(?:the )?(?!not )[a-z-]{2,}(?: of [a-z-]{2,})?(?: \( .* \))?",  # the area, rank(A)
     r"\\(?:sum|prod|int|lim|det|deg|dim)(?![a-z]).*",
 )
@@ -613,17 +582,12 @@ class _Expression:
     def brackets(self):
         """What is in the brackets that were just opened."""
         value = self.operators()
-        return value if self.take(*_CLOSERS, "|") else _fail()
+        return value if self.take(*_CLOSERS) else _fail()
 
     def atom(self):
         token = self.tokens.pop()
         if token.kind in _READERS:
-            value = _READERS[token.kind](token)
-            while self.tokens[-1].kind == "scale":
-                value = _constant(value.numbers[0] * int(self.tokens.pop()))  # 3 million
-            return value
-        if token.kind == "based":
-            return _symbol(token)
+            return _READERS[token.kind](token)
         if token.kind == "symbol":
             while token.isupper() and self.tokens[-1].isupper() and self.tokens[-2] != "^":
                 token += self.tokens.pop()  # AB is not BA, since they may be matrices
@@ -632,8 +596,6 @@ class _Expression:
             return self.function(token)
         if token in "$€£¥₹":
             return self.operators(2)._replace(unit=token)
-        if token == "|":
-            return _apply(abs, self.brackets())
         if token in _OPENERS:
             return self.brackets()
         if token in _OF_TWO:
@@ -651,7 +613,7 @@ class _Expression:
         while not is_bracketed and self.tokens[-1].kind == "symbol":
             value = _product(value, self.operators(3))  # sin 2x cos x
         if self.take("°"):
-            value = _product(value, _DEGREE)
+            value = _product(value, _fraction(_symbol("\\pi"), _constant(180)))
         value = _apply(_FUNCTIONS[name], *([value, base] if name == "log" else [value]))
         value = value._replace(symbols=value.symbols | {name})
         return _power(value, power) if power else value
@@ -702,8 +664,6 @@ def _at(name, point):
 def _number(text):
     """1.50 is 3/2 with two decimal places; 2.0 is the integer 2; 3 * 10^{4} is 3e4."""
     text = re.sub(r"^e", "1e", re.sub(r"\D*10 ?\^", "e", text) if "^" in text else text)
-    if re.search(r"\.\d+[.,]", text):
-        text = text.replace(".", "").replace(",", ".")  # 1.234,5
     number, decimals = Fraction(re.sub(r"[^\d.eE+-]", "", text)), text.partition(".")[2]
     return _constant(number, len(decimals) if number.denominator > 1 else 0)
 
@@ -764,7 +724,12 @@ _SIGNED = [{"\\pm": Token(sign), "\\mp": Token(other)} for sign, other in ("+-",
 _UNCLEAR = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
 _CONSTANTS = {"\\pi": +_MP.pi, "e": +_MP.e, "i": _MP.j}
 _FUNCTIONS = {name: getattr(_MP, name.replace("arc", "a")) for name in _FUNCTION_NAMES}
-_READERS = {"number": _number, "fraction": _fraction_of_integers, "repeating": _repeating}
+_READERS = {
+    "number": _number,
+    "fraction": _fraction_of_integers,
+    "repeating": _repeating,
+    "based": _symbol,
+}
 _KNOWN = {*_CONSTANTS, *_FUNCTIONS, "\\infty"}
 _sum, _difference = partial(_apply, operator.add), partial(_apply, operator.sub)
 _product, _fraction = partial(_apply, operator.mul), partial(_apply, operator.truediv)
@@ -772,11 +737,7 @@ _power = partial(_apply, _raise)
 _OPERATIONS = {"+": _sum, "-": _difference, "/": _fraction, "^": _power}
 _OF_TWO = {"\\frac": _fraction, "\\binom": partial(_apply, partial(_of_integers, math.comb))}
 _factorial = partial(_apply, partial(_of_integers, math.factorial))
-_DEGREE = _fraction(_symbol("\\pi"), _constant(180))
 _INFINITY = _symbol("\\infty")
-_MINUS_INFINITY = _negative(_INFINITY)
-_REALS = Tree("()", (_MINUS_INFINITY, _INFINITY))
-_NAMED_SETS = {"\\mathbbR": _REALS, "\\emptyset": Tree("{}", ())}
 
 
 # ------------------------------------------------------------------------------------- 6. compare
