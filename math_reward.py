@@ -44,13 +44,14 @@ def math_reward(response: str, gold: str, truncated: bool = False) -> bool:
     r"""True if the answer in `response` is equivalent to `gold`. Raises nothing on strings.
 
     `gold` is an answer, or a solution that has it in \boxed{} or after "####". `truncated` says
-    that the response was cut off. math_reward(r"So it is \boxed{0.5}.", r"\frac12") is True.
-    """
+    that the response was cut off. math_reward(r"So it is \boxed{0.5}.", r"\frac12") is True."""
     answer = extract_answer(response, truncated)
     if answer is None:
         return False
     if re.search(r"\\(?:boxed|fbox)|####", gold):
         gold = extract_answer(gold) or gold
+    if re.fullmatch(r"\s*[A-J]\s*", gold) and re.fullmatch(r"\(?[a-j]\)?", answer):
+        answer = answer.upper()  # "Answer: d" to a multiple choice question
     is_right = is_equiv(answer, gold)
     return is_right and (_is_written(_read(answer)[1]) or not _is_written(_read(gold)[1]))
 
@@ -119,8 +120,7 @@ def extract_answer(response: str, truncated: bool = False) -> str | None:
     r"""The final answer of a response, or None: extract_answer("The answer is 4.") is "4".
 
     It is what is in <answer> tags, or else the last \boxed{}, or else what follows "####" or "the
-    answer is", or else all of the response. If that was cut off, only the first two count.
-    """
+    answer is", or else all of the response. If that was cut off, only the first two count."""
     text = response[-MAX_RESPONSE:].rpartition("</think>")[2]
     if "<think>" in text:
         return None
@@ -185,9 +185,10 @@ def _marked(text):
             rest = text[mark.end() : mark.end() + MAX_ANSWER]
             rest = re.sub(r"\A[ *]*\n[\s*]*(?:[-*•–]\s+)?", "", rest)  # a bullet
             rest = re.sub(r"\A\s*(?:\$\$|\\\[)\s*([^$\n]*?)\s*(?:\$\$|\\\])", r"\1", rest)
-            sentence = _SENTENCE_END.split(rest.strip(), maxsplit=1)[0]
+            sentence, *others = _SENTENCE_END.split(rest.strip(), maxsplit=1)
             sentence = re.sub('(?:です|입니다|"})$', "", sentence.rstrip(" .")).strip(" \t*`\"'_")
-            return sentence if "(" in sentence else sentence.rstrip(")")
+            if not (mark[1] and others and re.fullmatch(r"[^\W\d_][^\d$\\]*", sentence)):  # heading
+                return sentence if "(" in sentence else sentence.rstrip(")")
     return None
 
 
@@ -204,7 +205,7 @@ CLEANING = [
 ]
 _RULES = [(re.compile(pattern, re.ASCII), text) for _, pattern, text, _, _ in CLEANING]
 _ENVIRONMENT = re.compile(
-    r"\\begin\s?\{(cases|[pb]?matrix|array)\}(?:\s?\{[lcr| ]*\})?"
+    r"\\begin\s?\{(align\w*|cases|[pb]?matrix|array)\}(?:\s?\{[lcr| ]*\})?"
     + r"((?:[^\\]|\\(?!begin|end))*)\\end\s?\{\1\}"
 )
 _GREEK = (
@@ -239,8 +240,10 @@ def _clean(answer):
 
 
 def _environment(match):
-    """A matrix is a tuple of rows: ([1,2],[3,4]); cases are a set of rows."""
+    """A matrix is a tuple of rows: ([1,2],[3,4]); cases are a set of rows; lines are a list."""
     name, body = match.groups()
+    if name.startswith("align"):
+        return body.replace("&", "").replace("\\\\", ",")
     body = re.sub(r"\\text\w*\s*\{\s*(?:if|for|when)?\s*\}|\\\\\s*$", "", body)
     rows = body.replace("\\\\", "],[").replace("&", ",")
     return rf"\{{[{rows}]\}}" if name == "cases" else f"([{rows}])"
@@ -279,7 +282,8 @@ _LEXEMES = [
     ("number", rf"(?<![\w.^])(?:\d[\d.,]* ?(?:\\times|\\cdot|[*x]) ?)?{_TEN}"),  # 6 * 10^{23}
     ("number", r"[1-9]\d{0,2}(?:(?:,|\s?\{\s?,\s?\}\s?)\d{3})+(?!,?\d)(?:\.\d+)?"),  # 1,234,567.8
     ("number", r"[1-9]\d{0,2}(?:(?: |\\,|~)\d{3})+(?! ?\d)(?:\.\d+)?"),  # 1 234 567.8
-    ("number", r"[1-9]\d{0,2}(?:(?:'\d{3})+|(?:_\d{3})+)(?![\d.])"),  # 1'234'567
+    ("number", r"[1-9]\d{0,2}(?:(?:'\d{3})+|(?:_\d{3})+|(?:\.\d{3}){2,})(?![\d.])"),  # 1'234'567
+    ("number", r"[1-9]\d{0,2}(?:\.\d{3})+,\d{1,2}(?!\d)"),  # 1.234,5
     ("number", r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3}(?![\d.]))?"),  # 12, 1.5, 6.02e23
     ("symbol", r"\\[dt]?frac\s*\{+\s*d\s*\w?\s*\}+\s*\{+\s*d\s*\w\s*\}+"),  # dy/dx
     ("symbol", rf"{_ACCENT}(?![a-z])\s*(?:{_BRACES}|\\[A-Za-z]+|[A-Z]+|\w)"),  # \vec a
@@ -385,8 +389,7 @@ class Tree(NamedTuple):
     "," "or" "{}" "cup": items of a list, a set or a union of intervals, in any order
     "()" "[)" ...: items of a tuple or ends of an interval; ":" of a ratio; "row" of points
     "name": names in order of the alphabet, and their values; "choice": a letter and its text
-    "=" "<" "<<=" ...: the sides of an equation or of inequalities; "words": the words
-    """
+    "=" "<" "<<=" ...: the sides of an equation or of inequalities; "words": the words"""
 
     kind: str
     parts: tuple
@@ -664,6 +667,8 @@ def _at(name, point):
 def _number(text):
     """1.50 is 3/2 with two decimal places; 2.0 is the integer 2; 3 * 10^{4} is 3e4."""
     text = re.sub(r"^e", "1e", re.sub(r"\D*10 ?\^", "e", text) if "^" in text else text)
+    if re.search(r"\.\d+[.,]", text):
+        text = text.replace(".", "").replace(",", ".")  # 1.234,5
     number, decimals = Fraction(re.sub(r"[^\d.eE+-]", "", text)), text.partition(".")[2]
     return _constant(number, len(decimals) if number.denominator > 1 else 0)
 
@@ -724,12 +729,7 @@ _SIGNED = [{"\\pm": Token(sign), "\\mp": Token(other)} for sign, other in ("+-",
 _UNCLEAR = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
 _CONSTANTS = {"\\pi": +_MP.pi, "e": +_MP.e, "i": _MP.j}
 _FUNCTIONS = {name: getattr(_MP, name.replace("arc", "a")) for name in _FUNCTION_NAMES}
-_READERS = {
-    "number": _number,
-    "fraction": _fraction_of_integers,
-    "repeating": _repeating,
-    "based": _symbol,
-}
+_READERS = dict(number=_number, fraction=_fraction_of_integers, repeating=_repeating, based=_symbol)
 _KNOWN = {*_CONSTANTS, *_FUNCTIONS, "\\infty"}
 _sum, _difference = partial(_apply, operator.add), partial(_apply, operator.sub)
 _product, _fraction = partial(_apply, operator.mul), partial(_apply, operator.truediv)
@@ -827,8 +827,8 @@ def _pairs(a, b):
 
 
 def _is_rounded(decimal, exact):
-    """Is the decimal a fraction or root, rounded or cut off after at least four places?"""
-    if decimal.places < 4 or exact.places or exact.symbols:
+    """Is the decimal a fraction or root, rounded or cut off, with at least four significant digits?"""
+    if decimal.places < 1 or exact.places or exact.symbols:
         return False
     digits, size = (value.numbers[0] * 10**decimal.places for value in (decimal, exact))
     sizes = int(abs(size)), int(abs(size) + Fraction(1, 2))
