@@ -5,7 +5,7 @@ An answer counts only where it is marked as one: in <answer> tags, in the last \
 Two answers are equal if they have the same value, exactly or to 180 digits; with symbols, at
 several points. Where the gold is a written number, such as 0.75, 3/4 or 6.02e23, the answer must
 be one too, and no sum that is left to be worked out. A decimal equals a fraction or a root if it
-is rounded or cut off after at least four places, and another decimal only if both are the same.
+is that, rounded or cut off at four significant digits or more, and a decimal only the same one.
 Lists and sets are compared in any order, tuples and intervals part by part, named values by name.
 A unit, a name or the letter of a choice may be missing on one side, but two must agree. Words must
 be the same words. What is not understood equals only itself. In doubt the verdict is False.
@@ -827,7 +827,7 @@ def _pairs(a, b):
 
 
 def _is_rounded(decimal, exact):
-    """Is the decimal a fraction or root, rounded or cut off, with at least four significant digits?"""
+    """Is the decimal a fraction or root, rounded or cut off at four significant digits or more?"""
     if decimal.places < 1 or exact.places or exact.symbols:
         return False
     digits, size = (value.numbers[0] * 10**decimal.places for value in (decimal, exact))
