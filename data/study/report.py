@@ -56,12 +56,14 @@ def wilcoxon_interval(values: list[float]) -> tuple[float, float, float]:
 
     The test's p changes only where the shift passes the mean of two values.
     """
+
+    def is_kept(gap: tuple[float, float]) -> bool:
+        return stats.wilcoxon([value - sum(gap) / 2 for value in values]).pvalue > 0.05
+
     means = sorted((a + b) / 2 for a, b in combinations_with_replacement(values, 2))
     gaps = [(low, high) for low, high in pairwise(means) if high - low > 1e-9]
-    shifted = [[value - (low + high) / 2 for low, high in gaps] for value in values]
-    p = stats.wilcoxon(shifted).pvalue  # one for each gap
-    kept = [gap for gap, p_of_gap in zip(gaps, p, strict=True) if p_of_gap > 0.05]
-    return statistics.median(means), kept[0][0], kept[-1][1]
+    low, high = next(filter(is_kept, gaps))[0], next(filter(is_kept, reversed(gaps)))[1]
+    return statistics.median(means), low, high
 
 
 # --------------------------------------------------------------------------- numbers of the runs
@@ -337,17 +339,20 @@ def led_at(study: Run, t: float, measure: str) -> str:
     return difference(lead(runs, mine, other, measure))
 
 
-def more_steps(study: Run, measure: str) -> str:
+def more_steps(study: Run) -> str:
     """Accuracy and lead at the fewest and at the most steps."""
     runs = study["bases"] + study["passes"]
     rft, rift = by_steps(study, "rft-steps"), by_steps(study, "rift")
-    ends = min(rift), max(rift)
-    own = [" to ".join(level(runs, wants[n], measure) for n in ends) for wants in (rft, rift)]
-    leads = " to ".join(difference(lead(runs, rift[n], rft[n], measure)) for n in ends)
-    return (
-        f"from {ends[0]} to {ends[1]} steps, {measure} of RFT goes from {own[0]}, that of RIFT "
-        f"from {own[1]}, and the lead from {leads}"
-    )
+    few, many = min(rift), max(rift)
+    texts = []
+    for measure in ("pass@8", "mean@8"):
+        levels = [level(runs, wants[n], measure) for wants in (rft, rift) for n in (few, many)]
+        leads = [difference(lead(runs, rift[n], rft[n], measure)) for n in (few, many)]
+        texts.append(
+            f"in {measure} RFT goes from {levels[0]} to {levels[1]}, RIFT from {levels[2]} to "
+            f"{levels[3]}, and the lead from {leads[0]} to {leads[1]}"
+        )
+    return f"from {few} to {many}, {'; '.join(texts)}"
 
 
 def findings(study: Run) -> str:
@@ -365,7 +370,7 @@ def findings(study: Run) -> str:
         f"The lead is on the misconception, where right samples are rare; on the slips mean@8 "
         f"changes by {led(study, *pair, 'mean@8', 'slips')}, and naive ruins them "
         f"({led(study, 'naive', 'base', 'mean@8', 'slips')} against the base model).",
-        f"With more steps on the same samples: {more_steps(study, 'pass@8')}.",
+        f"With more steps on the same samples, {more_steps(study)}.",
         f"With samples drawn at temperature 1.5, the best for RFT, the lead is gone "
         f"({led_at(study, 1.5, 'pass@8')} in pass@8, {led_at(study, 1.5, 'mean@8')} in mean@8): "
         "they hold more right responses, from which RFT gains much and RIFT little.",
