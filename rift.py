@@ -589,7 +589,7 @@ def compute_dtype(config):
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-LOGITS_AT_ONCE = 2**24  # numbers: 64 MB in float32
+LOGITS_AT_ONCE = 2**26  # numbers: 256 MB in float32
 
 
 def response_logps(model, batch: dict[str, Tensor], head: torch.nn.Linear | None) -> Tensor:
