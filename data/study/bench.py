@@ -68,10 +68,10 @@ def in_turn(ours: Callable[[], float], peer: Callable[[], float], times: int = 3
 # ---------------------------------------------------------------------- log-probabilities of a step
 
 
-def logps_step(which: str, device: str) -> Callable[[], None]:
-    """Forward and backward of one layer and the output layer, for 1,024 tokens."""
+def logps_step(which: str, device: str, tokens: int) -> Callable[[], None]:
+    """Forward and backward of one layer and the output layer."""
     model = qwen_like(device, num_hidden_layers=1)
-    ids = torch.randint(model.config.vocab_size, (1024,)).tolist()
+    ids = torch.randint(model.config.vocab_size, (tokens,)).tolist()
     record = {"prompt_ids": [1] * 16, "response_ids": ids, "reward": 1.0}
     batch = rift.collate([record], torch.device(device))
 
@@ -95,7 +95,7 @@ def extra_memory(which: str, device: str) -> float:
             return torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    step = logps_step(which, device)
+    step = logps_step(which, device, 4096)
     before = peak()
     step()
     weights = 4 * qwen_like("meta", num_hidden_layers=1).num_parameters()  # of their gradients
@@ -105,7 +105,7 @@ def extra_memory(which: str, device: str) -> float:
 def logps(device: str) -> dict[str, Pair]:
     command = [sys.executable, "-m", "data.study.bench", "--device", device, "--extra-memory"]
     memory = [float(subprocess.check_output([*command, which])) for which in ("ours", "peer")]
-    ours, peer = (logps_step(which, device) for which in ("ours", "peer"))
+    ours, peer = (logps_step(which, device, 1024) for which in ("ours", "peer"))
     return {
         "log-probabilities, extra memory, MB": (memory[0], memory[1]),
         "log-probabilities, time, s": in_turn(lambda: seconds(ours), lambda: seconds(peer)),
@@ -154,12 +154,13 @@ def step(device: str) -> dict[str, Pair]:
 
 
 def sampling(device: str) -> dict[str, Pair]:
-    """8 responses to each of 64 problems, beside model.generate in batches of 64."""
+    """8 responses to each of 64 problems, scored, beside model.generate in batches of 64."""
     model, tokenizer = tiny_model(device)
     problems = rift.read_problems("data/test.jsonl")[:64]
     config = rift.Sampling(device=device, max_new_tokens=100)
     prompts = [rift.encode(model, tokenizer, p, config.template)["prompt_ids"] for p in problems]
     prompts = [prompt for prompt in prompts for _ in range(config.k)]
+    answers = [problem["answer"] for problem in problems for _ in range(config.k)]
 
     def ours() -> float:
         samples: list[dict] = []
@@ -174,6 +175,9 @@ def sampling(device: str) -> dict[str, Pair]:
             new = model.generate(ids, do_sample=True, top_k=0, **options)[:, ids.shape[1] :]
             ended = (new == tokenizer.eos_token_id).long()
             n_tokens += int((ended.cumsum(1) - ended == 0).sum())  # up to the first end
+            texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+            pairs = zip(texts, answers[i : i + 64], strict=True)
+            rift.score([{"response": text, "answer": answer} for text, answer in pairs])
         return n_tokens / (time.perf_counter() - started)
 
     return {"sampling, tokens/s": in_turn(ours, peer)}

@@ -364,9 +364,8 @@ def findings(study: Run) -> str:
     )
     pretrained = pretrained_lead(study, "rift", "mean@8")
     sentences = [
-        f"With samples drawn at temperature 1 and the same number of steps, RIFT leads RFT, in "
-        f"points and on how many base models: {passed} in pass@8, {greedy} greedy, {mean} in "
-        f"mean@8.",
+        f"With samples drawn at temperature 1 and the same number of steps, RIFT leads RFT by "
+        f"{passed} points in pass@8, {greedy} greedy, and {mean} in mean@8.",
         f"The lead is on the misconception, where right samples are rare; on the slips mean@8 "
         f"changes by {led(study, *pair, 'mean@8', 'slips')}, and naive ruins them "
         f"({led(study, 'naive', 'base', 'mean@8', 'slips')} against the base model).",
@@ -375,8 +374,8 @@ def findings(study: Run) -> str:
         f"({led_at(study, 1.5, 'pass@8')} in pass@8, {led_at(study, 1.5, 'mean@8')} in mean@8): "
         "they hold more right responses, from which RFT gains much and RIFT little.",
         f"On a pretrained model (SmolLM2-135M, 100 word problems, three seeds) wrong samples did "
-        f"not help: RIFT − RFT in mean@8 was {one_by_one(pretrained)} by seed, in a trial that "
-        f"could not see less than {interval(pretrained)[1]:.0f} points.",
+        f"not help: the difference RIFT − RFT in mean@8 was {one_by_one(pretrained)} by seed. This "
+        f"trial could not see a difference of less than {interval(pretrained)[1]:.0f} points.",
     ]
     return "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1))
 
