@@ -283,9 +283,7 @@ def generate(model, prompts: list[list[int]], stop_ids: list[int], config: Sampl
     cache.reorder_cache(prompt_index)  # k copies of each prompt
     logits, attention = logits[prompt_index], attention[prompt_index]
     responses = [[] for _ in prompt_index]
-    response_index = torch.arange(
-        len(prompt_index), device=model.device
-    )  # sequence -> its response
+    response_index = torch.arange(len(prompt_index), device=model.device)  # of each sequence
     stop = torch.tensor(stop_ids, device=model.device)
     rng = torch.Generator(model.device).manual_seed(seed)
     for _ in range(min(config.max_new_tokens, context_length(model) - attention.shape[1])):
@@ -447,9 +445,10 @@ def encode(model, tokenizer, record: dict, template: str) -> dict:
         raise mistake(record, "its prompt_ids or response_ids are not tokens of this model")
     if len(ids) > limit:
         raise mistake(record, f"has {len(ids)} tokens, but the model's context is {limit}")
-    spellings = [tokenizer.decode(ids) for ids in (parts[1], parts[1][:-1])]
-    if is_drawn and record.get("response", spellings[0]) not in spellings:
-        raise mistake(record, "its response_ids do not spell its response")
+    if is_drawn:
+        spellings = [tokenizer.decode(ids) for ids in (parts[1], parts[1][:-1])]
+        if record.get("response", spellings[0]) not in spellings:
+            raise mistake(record, "its response_ids do not spell its response")
     return record
 
 

@@ -4,7 +4,7 @@ r"""How far RIFT leads RFT, over ten base models: runs the study of data/study/R
     for N in 0 1 2 3 4 5 6 7 8 9; do python -m data.make_data --seed $N --out runs/world-$N; done
     python -m data.study.study run search bases temperature passes-search passes rewards
     python -m data.study.study report                 # study.json, and the numbers in both pages
-    python -m data.study.study figure                 # study.png
+    python -m data.study.study figure                 # leads.png, steps.png
 
 A *run* is one training of one base model and its evaluation: a dict with its settings (SETTINGS)
 and what came out. An *experiment* is a list of runs. A finished run is one line of
