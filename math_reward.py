@@ -121,10 +121,10 @@ def extract_answer(response: str, truncated: bool = False) -> str | None:
 
     It is what is in <answer> tags, or else the last \boxed{}, or else what follows "####" or "the
     answer is", or else all of the response. If that was cut off, only the first two count."""
-    text = response[-MAX_RESPONSE:].rpartition("</think>")[2]
+    text = response.rpartition("</think>")[2]
     if "<think>" in text:
         return None
-    text = re.split(r"<\|\w{1,40}\|>|</s>|<eos>|<end_of_turn>", text)[0].strip()
+    text = re.split(r"<\|\w{1,40}\|>|</s>|<eos>|<end_of_turn>", text[-MAX_RESPONSE:])[0].strip()
     _, tag, tagged = text.rpartition("<answer>")
     if tag and "</answer>" in tagged:
         text, truncated = tagged.partition("</answer>")[0].strip(), False

@@ -17,10 +17,11 @@ from itertools import combinations_with_replacement, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 from data.study import memory
-from data.study.study import METHODS, TEMPERATURES, Run, best_rate
+from data.study.study import METHODS, TEMPERATURES, Run, best_rate, rates_searched
 
 HERE = Path(__file__).resolve().parent
 PAGES = (HERE / "README.md", HERE.parent.parent / "README.md")
@@ -302,28 +303,62 @@ def long(study: Run) -> str:
     return table(["minus RFT, same steps", *titles], rows)
 
 
-def pretrained_lead(study: Run, method: str, measure: str) -> list[float]:
-    """Over RFT, one for each seed."""
-    runs = study["pretrained-small"]
-    wants = ({"method": method}, {"method": "rft-steps"})
-    return list(minus(*(values_of(runs, want, measure) for want in wants)).values())
+def pretrained_methods(study: Run, t: float) -> dict[str, Run]:
+    """The settings of each method that was run on samples drawn at temperature t, RFT first."""
+    runs = [run for run in study["pretrained"] if run["temperature"] == t]
+    order = list(METHODS)
+    runs.sort(key=lambda run: (run["method"] != "rft-steps", order.index(run["method"])))
+    names = ("method", "temperature", "wrong", "lr")
+    return {run["method"]: {name: run[name] for name in names} for run in runs}
 
 
-def pretrained_small(study: Run) -> str:
-    runs, rows = study["pretrained-small"], []
-    for method in {run["method"]: 0 for run in runs}:
-        cells = []
-        for measure in ("mean@8", "pass@8"):
-            mean = statistics.fmean(values_of(runs, {"method": method}, measure).values())
-            leads = one_by_one(pretrained_lead(study, method, measure))
-            cells += [f"{mean:.1f}", "" if method == "rft-steps" else leads]
-        rows.append([METHODS[method].name, *cells])
-    half = interval(pretrained_lead(study, "rift", "mean@8"))[1]
-    return (
-        table(["", "mean@8", "− RFT, by seed", "pass@8", "− RFT, by seed"], rows)
-        + f"\n\nOver the three seeds, the 95 % interval of RIFT − RFT in mean@8 reaches {half:.1f} "
-        "points to each side. A trial of this size cannot see less than that."
-    )
+def pretrained_lead(study: Run, mine: Run, other: Run, measure: str) -> tuple[Any, Any]:
+    """In points: by seed, of those that both have, and by test problem, averaged over the seeds."""
+
+    def shares(want: Run) -> dict:
+        found = [run for run in study["pretrained"] if want.items() <= run.items()]
+        counts = {run["seed"]: np.array(run["right of 8"]) for run in found}
+        return {s: n / 8 if measure == "mean@8" else n > 0 for s, n in counts.items()}
+
+    my_shares, others = shares(mine), shares(other)
+    seeds = [seed for seed in my_shares if seed in others]
+    leads = np.stack([100.0 * my_shares[s] - 100.0 * others[s] for s in seeds])  # (seeds, problems)
+    return leads.mean(1).tolist(), leads.mean(0).tolist()
+
+
+def with_bounds(values: list[float]) -> str:
+    mean, half = interval(values)
+    return f"[{mean - half:+.1f}, {mean + half:+.1f}]"
+
+
+def pretrained(study: Run) -> str:
+    """The accuracy of each method, averaged over its seeds, and its lead over RFT."""
+    levels, leads = [], []
+    for t in (1.0, 1.5):
+        wants = pretrained_methods(study, t)
+        for method, want in wants.items():
+            found = [values_of(study["pretrained"], want, measure) for measure in MEASURES]
+            name = METHODS[method].name + (f", rate {want['lr']:g}" if want["lr"] else "")
+            means = [f"{statistics.fmean(values.values()):.1f}" for values in found]
+            levels.append([f"{t:g}", name, *means, str(len(found[0]))])
+            compared = method not in ("rft-steps", "base") and len(found[0]) > 2
+            for measure in ("mean@8", "pass@8") if compared else ():
+                by_seed, by_problem = pretrained_lead(study, want, wants["rft-steps"], measure)
+                title = f"{METHODS[method].name} − RFT, same steps"
+                intervals = [with_bounds(by_seed), with_bounds(by_problem)]
+                row = [f"{t:g}", title, measure, f"{statistics.fmean(by_seed):+.1f}", *intervals]
+                leads.append([*row, one_by_one(by_seed)])
+    header = ["T", "points", "", "mean", "over seeds", "over problems", "by seed"]
+    return table(["T", "%", *MEASURES, "seeds"], levels) + "\n\n" + table(header, leads)
+
+
+def pretrained_rates(study: Run) -> str:
+    """mean@8 on validation problems at each learning rate of the search."""
+    rows = []
+    for method, wrong in {(r["method"], r["wrong"]): 0 for r in study["pretrained-search"]}:
+        found = rates_searched(study, "pretrained-search", method, wrong=wrong, temperature=1.0)
+        rows.append([METHODS[method].name, *(f"{found[lr]:.1f}" for lr in sorted(found))])
+    return table(["", *(f"{lr:g}" for lr in sorted(found))], rows)
 
 
 # ------------------------------------------------------------- sections: summaries, cost, speed
@@ -340,19 +375,22 @@ def led_at(study: Run, t: float, measure: str) -> str:
 
 
 def more_steps(study: Run) -> str:
-    """Accuracy and lead at the fewest and at the most steps."""
+    """The mean accuracy by number of steps, and the lead at the fewest and at the most."""
     runs = study["bases"] + study["passes"]
     rft, rift = by_steps(study, "rft-steps"), by_steps(study, "rift")
     few, many = min(rift), max(rift)
     texts = []
     for measure in ("pass@8", "mean@8"):
-        levels = [level(runs, wants[n], measure) for wants in (rft, rift) for n in (few, many)]
+        shown = [
+            ", ".join(f"{interval(by_base(values_of(runs, w, measure)))[0]:.1f}" for w in wants)
+            for wants in (rft.values(), rift.values())
+        ]
         leads = [difference(lead(runs, rift[n], rft[n], measure)) for n in (few, many)]
         texts.append(
-            f"in {measure} RFT goes from {levels[0]} to {levels[1]}, RIFT from {levels[2]} to "
-            f"{levels[3]}, and the lead from {leads[0]} to {leads[1]}"
+            f"{measure} is {shown[0]} for RFT and {shown[1]} for RIFT (lead: {leads[0]}, at last "
+            f"{leads[1]})"
         )
-    return f"from {few} to {many}, {'; '.join(texts)}"
+    return f"After {', '.join(map(str, rift))} steps, {'; '.join(texts)}."
 
 
 def findings(study: Run) -> str:
@@ -362,20 +400,25 @@ def findings(study: Run) -> str:
         f"{difference(values)} ({sign_test(values)[0]} of {len(values)})"
         for values in (lead(study["bases"], *map(settings, pair), m) for m in MEASURES)
     )
-    pretrained = pretrained_lead(study, "rift", "mean@8")
+    rft, rift = (pretrained_methods(study, 1.0)[method] for method in pair[::-1])
+    by_seed, by_problem = pretrained_lead(study, rift, rft, "mean@8")
     sentences = [
         f"With samples drawn at temperature 1 and the same number of steps, RIFT leads RFT by "
         f"{passed} points in pass@8, {greedy} greedy, and {mean} in mean@8.",
         f"The lead is on the misconception, where right samples are rare; on the slips mean@8 "
         f"changes by {led(study, *pair, 'mean@8', 'slips')}, and naive ruins them "
         f"({led(study, 'naive', 'base', 'mean@8', 'slips')} against the base model).",
-        f"With more steps on the same samples, {more_steps(study)}.",
+        f"With more steps on the same samples (seed 0, the rate searched again) the lead in mean@8 "
+        f"grows, because RIFT gains and RFT does not; eight times the steps add nothing to four. "
+        f"{more_steps(study)}",
         f"With samples drawn at temperature 1.5, the best for RFT, the lead is gone "
         f"({led_at(study, 1.5, 'pass@8')} in pass@8, {led_at(study, 1.5, 'mean@8')} in mean@8): "
-        "they hold more right responses, from which RFT gains much and RIFT little.",
-        f"On a pretrained model (SmolLM2-135M, 100 word problems, three seeds) wrong samples did "
-        f"not help: the difference RIFT − RFT in mean@8 was {one_by_one(pretrained)} by seed. This "
-        f"trial could not see a difference of less than {interval(pretrained)[1]:.0f} points.",
+        "they hold more right responses to the misconception, from which RFT gains much and RIFT "
+        "little.",
+        f"On a pretrained model (SmolLM2-135M, {len(by_problem)} word problems, {len(by_seed)} "
+        f"seeds) RIFT − RFT in mean@8 is {statistics.fmean(by_seed):+.1f} points, with a 95 % "
+        f"interval of {with_bounds(by_seed)} over seeds and {with_bounds(by_problem)} over "
+        "problems: here wrong samples do not help.",
     ]
     return "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1))
 
@@ -442,7 +485,8 @@ SECTIONS = {
     "rewards": rewards,
     "temperature": temperature,
     "long": long,
-    "pretrained-small": pretrained_small,
+    "pretrained-rates": pretrained_rates,
+    "pretrained": pretrained,
     "cost": cost,
     "study": project,
 }
