@@ -1194,6 +1194,8 @@ def test_hostile_strings_are_judged_at_once():
         ("The answer is 12. Then", None),
         ("#### 12", None),
         ("12", None),
+        ("<think> is it" + 4000 * " 7 or" + r" \boxed{12}", None),
+        ("<think> is it" + 4000 * " 7 or" + r"</think> \boxed{12}", "12"),
     ],
 )
 def test_a_response_that_was_cut_off_needs_a_complete_answer(response, want):

@@ -119,6 +119,11 @@ def difference(values: Iterable[float]) -> str:
     return f"{mean:+.1f} ± {half:.1f}"
 
 
+def with_bounds(values: list[float]) -> str:
+    mean, half = interval(values)
+    return f"[{mean - half:+.1f}, {mean + half:+.1f}]"
+
+
 def with_signs(values: list[float]) -> str:
     above, below, _ = sign_test(values)
     return f"{difference(values)} ({above}/{below})"
@@ -304,12 +309,11 @@ def long(study: Run) -> str:
 
 
 def pretrained_methods(study: Run, t: float) -> dict[str, Run]:
-    """The settings of each method that was run on samples drawn at temperature t, RFT first."""
-    runs = [run for run in study["pretrained"] if run["temperature"] == t]
-    order = list(METHODS)
-    runs.sort(key=lambda run: (run["method"] != "rft-steps", order.index(run["method"])))
+    """The settings of each method that was run on samples drawn at temperature t."""
     names = ("method", "temperature", "wrong", "lr")
-    return {run["method"]: {name: run[name] for name in names} for run in runs}
+    runs = [run for run in study["pretrained"] if run["temperature"] == t]
+    wants = {run["method"]: {name: run[name] for name in names} for run in runs}
+    return {method: wants[method] for method in METHODS if method in wants}
 
 
 def pretrained_lead(study: Run, mine: Run, other: Run, measure: str) -> tuple[Any, Any]:
@@ -324,11 +328,6 @@ def pretrained_lead(study: Run, mine: Run, other: Run, measure: str) -> tuple[An
     seeds = [seed for seed in my_shares if seed in others]
     leads = np.stack([100.0 * my_shares[s] - 100.0 * others[s] for s in seeds])  # (seeds, problems)
     return leads.mean(1).tolist(), leads.mean(0).tolist()
-
-
-def with_bounds(values: list[float]) -> str:
-    mean, half = interval(values)
-    return f"[{mean - half:+.1f}, {mean + half:+.1f}]"
 
 
 def pretrained(study: Run) -> str:
@@ -354,11 +353,12 @@ def pretrained(study: Run) -> str:
 
 def pretrained_rates(study: Run) -> str:
     """mean@8 on validation problems at each learning rate of the search."""
-    rows = []
-    for method, wrong in {(r["method"], r["wrong"]): 0 for r in study["pretrained-search"]}:
-        found = rates_searched(study, "pretrained-search", method, wrong=wrong, temperature=1.0)
-        rows.append([METHODS[method].name, *(f"{found[lr]:.1f}" for lr in sorted(found))])
-    return table(["", *(f"{lr:g}" for lr in sorted(found))], rows)
+    searched = study["pretrained-search"]
+    rates, rows = sorted({run["lr"] for run in searched}), []
+    for method, wrong in {(run["method"], run["wrong"]): 0 for run in searched}:
+        found = rates_searched(study, "pretrained-search", method, wrong=wrong)
+        rows.append([METHODS[method].name, *(f"{found[lr]:.1f}" for lr in rates)])
+    return table(["", *(f"{lr:g}" for lr in rates)], rows)
 
 
 # ------------------------------------------------------------- sections: summaries, cost, speed
@@ -382,7 +382,9 @@ def more_steps(study: Run) -> str:
     texts = []
     for measure in ("pass@8", "mean@8"):
         shown = [
-            ", ".join(f"{interval(by_base(values_of(runs, w, measure)))[0]:.1f}" for w in wants)
+            ", ".join(
+                f"{statistics.fmean(by_base(values_of(runs, w, measure))):.1f}" for w in wants
+            )
             for wants in (rft.values(), rift.values())
         ]
         leads = [difference(lead(runs, rift[n], rft[n], measure)) for n in (few, many)]

@@ -94,10 +94,11 @@ class Size(NamedTuple):
     parallel: int
     micro_batch_tokens: int
     dtype: str
+    attention: str  # "eager" trains SmolLM2 a quarter faster on a CPU
 
 
-TINY = Size(300, 400, 400, 57, 64, 256, 256, 16384, "float32")
-SMOLLM2 = Size(64, 300, 100, 16, 32, 48, 128, 1024, "bfloat16")
+TINY = Size(300, 400, 400, 57, 64, 256, 256, 16384, "float32", "sdpa")
+SMOLLM2 = Size(64, 300, 100, 16, 32, 48, 128, 1024, "bfloat16", "eager")
 
 
 def size_of(base: int | str) -> Size:
@@ -329,8 +330,7 @@ def fine_tune(run: Run, world: Path, samples: list[Sample]) -> tuple:
         micro_batch_tokens=size.micro_batch_tokens,
     )
     model, tokenizer = rift.load_model(config, torch.float32)
-    if run["base"] == "smollm2":
-        model.set_attn_implementation("eager")  # a quarter faster on the CPU with short samples
+    model.set_attn_implementation(size.attention)
     loss = METHODS[method].loss
     if method == "base":
         return model, tokenizer, [], 0

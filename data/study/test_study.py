@@ -102,6 +102,23 @@ def test_differences_are_paired():
     assert report.lead(runs, *pair, "greedy") == pytest.approx([2, -1])  # seed 1 has no partner
 
 
+def test_leads_of_the_pretrained_model_by_seed_and_by_problem():
+    """Seed 2 has no partner and does not count."""
+
+    def run(seed, method, right):
+        return {"seed": seed, "method": method, "right of 8": right}
+
+    runs = [run(0, "rift", [8, 0, 4]), run(0, "rft-steps", [0, 0, 4]), run(2, "rift", [8, 8, 8])]
+    runs += [run(1, "rift", [0, 2, 0]), run(1, "rft-steps", [4, 0, 0])]
+    pair = {"method": "rift"}, {"method": "rft-steps"}
+    by_seed, by_problem = report.pretrained_lead({"pretrained": runs}, *pair, "mean@8")
+    assert by_seed == pytest.approx([100 / 3, -25 / 3])
+    assert by_problem == pytest.approx([25, 12.5, 0])
+    by_seed, by_problem = report.pretrained_lead({"pretrained": runs}, *pair, "pass@8")
+    assert by_seed == pytest.approx([100 / 3, 0])
+    assert by_problem == pytest.approx([0, 50, 0])
+
+
 # ------------------------------------------------------------------------------- the runs
 
 
