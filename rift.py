@@ -186,7 +186,7 @@ def train(
     it reaches the weights. With a path `file`, a checkpoint is saved every `save_every` steps;
     if one is there at the start, training continues from it, to the same weights."""
     samples = [record for record in samples if record["reward"] != 0]
-    if loss is rft_loss:
+    if loss is rft_loss:  # so that all samples of a step count
         samples = [record for record in samples if record["reward"] > 0]
     if not samples:
         raise UserError("no sample has a reward that this loss can learn from")
@@ -346,7 +346,7 @@ def score(samples: list[dict], right: float = 1.0, wrong: float = -0.2) -> list[
     """Adds `right`, the verdict of math_reward, and `reward` to each sample."""
     for record in samples:
         truncated = record.get("truncated", False)
-        record["right"] = math_reward(record["response"], record["answer"], truncated)
+        record["right"] = math_reward(record["response"], str(record["answer"]), truncated)
         record["reward"] = right if record["right"] else wrong
     return samples
 
@@ -657,7 +657,7 @@ class EvalCommand(Sampling):
 
 @dataclass
 class DemoCommand(SampleCommand, EvalCommand, Training):
-    """All flags but --samples and --loss."""
+    """All flags but --samples, --loss and --save-every."""
 
 
 def run_sample(config: SampleCommand) -> str:
@@ -775,7 +775,7 @@ def open_folder(config):
         changed = dict(json.loads(path.read_text()).items() - settings.items())
         if changed:
             raise UserError(f"--resume: the run in {out} has other settings: {changed}")
-    elif out.exists() and any(out.iterdir()):
+    elif any(out.glob("*")):
         raise UserError(f"{out} is not empty: choose another --out, or --resume the run in it")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(settings) + "\n")
@@ -802,7 +802,7 @@ def main(argv):
         machine = f"{config.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         facts = {"minutes": (time.perf_counter() - started) / 60, "machine": machine}
         write_atomically(out / "finished.json", json.dumps(facts) + "\n")
-        print(f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+        print(f"wrote {out}: {', '.join(sorted(os.listdir(out)))}")
     except (UserError, OSError) as error:
         if was_empty and list(out.glob("*")) == [out / "settings.json"]:  # nothing was done
             (out / "settings.json").unlink()
@@ -810,10 +810,7 @@ def main(argv):
         print("rift.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "\nstopped; --resume continues from the last batch or checkpoint, or else anew",
-            file=sys.stderr,
-        )
+        print("\nstopped; --resume continues from the last batch or checkpoint", file=sys.stderr)
         return 130
     return 0
 

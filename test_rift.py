@@ -470,6 +470,11 @@ def test_samples(tiny, problems):
     assert len({(record["truncated"], record["right"]) for record in samples}) > 2
 
 
+def test_score_takes_answers_that_are_numbers():
+    samples = [{"response": "\\boxed{4}", "answer": 4}, {"response": "5", "answer": 4.0}]
+    assert [record["reward"] for record in rift.score(samples, 2.0, -1.0)] == [2.0, -1.0]
+
+
 def test_responses_end_at_any_stop_token_of_model_and_tokenizer(exact, problems):
     model, exact[1].eos_token = exact[0], "}"
     for stop_ids, end in ((SEMICOLON, SEMICOLON), ([EOS, SEMICOLON], SEMICOLON), (None, BRACE)):
