@@ -34,6 +34,10 @@ COMPARED = {
     "RIFT − RFT on distinct responses": ("rift", "rft-distinct"),
     "RIFT with as many right samples − RFT, same steps": ("rift-positives", "rft-steps"),
 }
+COMPARED_WITH_RFT = {
+    "rift-token − RFT, same steps": ("rift-token", "rft-steps"),
+    "TOPR − RFT, same steps": ("topr", "rft-steps"),
+}
 
 
 # ----------------------------------------------------------------------------------- statistics
@@ -235,17 +239,16 @@ def rarity(study: Run) -> str:
     runs, rows = study["bases"] + study["temperature"], []
     for t in TEMPERATURES:
         mine, other = (at_temperature(study, method, t) for method in ("rift", "rft-steps"))
-        right = {
-            (run["base"], run["seed"]): run["right"]["misconception"]
-            for run in runs
-            if mine.items() <= run.items()
-        }
+        found = [run for run in runs if mine.items() <= run.items()]
+        right = {(run["base"], run["seed"]): run["right"]["misconception"] for run in found}
         leads = lead(runs, mine, other, "mean@8", "misconception")
         rho, p = stats.spearmanr(by_base(right), leads)
-        rows.append(
-            [f"{t:g}", f"{statistics.fmean(right.values()):.0f}", f"{rho:+.2f}", f"{p:.2f}"]
-        )
-    return table(["T", "right samples", "rank correlation", "p"], rows)
+        means = [
+            statistics.fmean(run["right"][k] for run in found) for k in ("all", "misconception")
+        ]
+        rows.append([f"{t:g}", *(f"{mean:.0f}" for mean in means), f"{rho:+.2f}", f"{p:.2f}"])
+    header = ["T", "right samples", "of the misconception", "rank correlation", "p"]
+    return table(header, rows)
 
 
 # ------------------------------------------------------------------------- sections: variations
@@ -331,8 +334,9 @@ def pretrained_lead(study: Run, mine: Run, other: Run, measure: str) -> tuple[An
 
 
 def pretrained(study: Run) -> str:
-    """The accuracy of each method, averaged over its seeds, and its lead over RFT."""
+    """The accuracy of each method, averaged over its seeds, and the paired differences."""
     levels, leads = [], []
+    compared = {**COMPARED, **COMPARED_WITH_RFT}
     for t in (1.0, 1.5):
         wants = pretrained_methods(study, t)
         for method, want in wants.items():
@@ -340,12 +344,11 @@ def pretrained(study: Run) -> str:
             name = METHODS[method].name + (f", rate {want['lr']:g}" if want["lr"] else "")
             means = [f"{statistics.fmean(values.values()):.1f}" for values in found]
             levels.append([f"{t:g}", name, *means, str(len(found[0]))])
-            compared = method not in ("rft-steps", "base") and len(found[0]) > 2
-            for measure in ("mean@8", "pass@8") if compared else ():
-                by_seed, by_problem = pretrained_lead(study, want, wants["rft-steps"], measure)
-                title = f"{METHODS[method].name} − RFT, same steps"
+        for name, (mine, other) in compared.items():
+            for measure in ("mean@8", "pass@8") if wants.keys() >= {mine, other} else ():
+                by_seed, by_problem = pretrained_lead(study, wants[mine], wants[other], measure)
                 intervals = [with_bounds(by_seed), with_bounds(by_problem)]
-                row = [f"{t:g}", title, measure, f"{statistics.fmean(by_seed):+.1f}", *intervals]
+                row = [f"{t:g}", name, measure, f"{statistics.fmean(by_seed):+.1f}", *intervals]
                 leads.append([*row, one_by_one(by_seed)])
     header = ["T", "points", "", "mean", "over seeds", "over problems", "by seed"]
     return table(["T", "%", *MEASURES, "seeds"], levels) + "\n\n" + table(header, leads)
@@ -407,9 +410,9 @@ def findings(study: Run) -> str:
     sentences = [
         f"With samples drawn at temperature 1 and the same number of steps, RIFT leads RFT by "
         f"{passed} points in pass@8, {greedy} greedy, and {mean} in mean@8.",
-        f"The lead is on the misconception, where right samples are rare; on the slips mean@8 "
-        f"changes by {led(study, *pair, 'mean@8', 'slips')}, and naive ruins them "
-        f"({led(study, 'naive', 'base', 'mean@8', 'slips')} against the base model).",
+        f"The lead is on the misconception, where right samples are rare. On the slips RIFT − RFT "
+        f"is {led(study, *pair, 'mean@8', 'slips')} in mean@8, and naive at the same learning rate "
+        f"ruins them ({led(study, 'naive', 'base', 'mean@8', 'slips')} against the base model).",
         f"With more steps on the same samples (seed 0, the rate searched again) the lead in mean@8 "
         f"grows, because RIFT gains and RFT does not; eight times the steps add nothing to four. "
         f"{more_steps(study)}",
