@@ -35,7 +35,7 @@ COMPARED = {
     "RIFT with as many right samples − RFT, same steps": ("rift-positives", "rft-steps"),
 }
 COMPARED_WITH_RFT = {
-    "rift-token − RFT, same steps": ("rift-token", "rft-steps"),
+    "rift-token, r = -0.05, − RFT, same steps": ("rift-token", "rft-steps"),
     "TOPR − RFT, same steps": ("topr", "rft-steps"),
 }
 
@@ -190,14 +190,19 @@ def differences(study: Run) -> str:
 
 
 def kinds(study: Run) -> str:
-    rft = settings("rft-steps")
+    rft, rift, base = (settings(method) for method in ("rft-steps", "rift", "base"))
     pairs = {name: (settings(m), settings(o)) for name, (m, o) in COMPARED.items()} | {
+        "RIFT − TOPR": (rift, settings("topr")),
+        "RIFT − rift-token, rate 1e-4": (rift, settings("rift-token", lr=1e-4)),
+        "RIFT − naive, rate 1e-4": (rift, settings("naive", lr=1e-4)),
         "TOPR − RFT": (settings("topr"), rft),
-        "RIFT − TOPR": (settings("rift"), settings("topr")),
         "rift-token, rate 1e-4, − RFT": (settings("rift-token", lr=1e-4), rft),
         "naive, rate 1e-4, − RFT": (settings("naive", lr=1e-4), rft),
-        "naive − base model": (settings("naive"), settings("base")),
         "RFT on distinct responses − RFT": (settings("rft-distinct"), rft),
+        "RIFT − base model": (rift, base),
+        "RFT − base model": (rft, base),
+        "naive − base model": (settings("naive"), base),
+        "naive, rate 1e-4, − base model": (settings("naive", lr=1e-4), base),
     }
     return "\n\n".join(
         table([f"{title}, points", *MEASURES], lead_rows(study["bases"], pairs, kind))
@@ -218,7 +223,6 @@ def single_runs(study: Run) -> str:
         rows.append([str(base), *cells])
     pairs = found["mean@8"]
     (base, seed), largest = max(pairs.items(), key=lambda item: item[1])
-    rest = {place: value for place, value in pairs.items() if place != (base, seed)}
     groups = [[value for (b, _), value in pairs.items() if b == own] for own, _ in set(pairs)]
     within = statistics.fmean(map(statistics.variance, groups)) ** 0.5
     normal = [stats.shapiro(by_base(found[measure])).pvalue for measure in MEASURES]
@@ -226,29 +230,52 @@ def single_runs(study: Run) -> str:
         table(["base model", "mean@8", "by seed", "pass@8", "by seed"], rows)
         + f"\n\nThe largest lead of a single run in mean@8 is {largest:+.1f} (base model {base}, "
         f"seed {seed}). Without this one of {len(pairs)} runs the mean is "
-        f"{difference(by_base(rest))}. The standard deviation is {within:.1f} points between the "
-        f"seeds of a base model, and {statistics.stdev(by_base(pairs)):.1f} between base models. "
+        f"{difference(without_largest(study))}. The standard deviation is {within:.1f} points "
+        f"between the seeds of a base model, and {statistics.stdev(by_base(pairs)):.1f} between "
+        f"the means of base models. "
         f"Shapiro's test of normality gives p = {', '.join(f'{p:.1g}' for p in normal)} for "
         f"{', '.join(MEASURES)}. Where p is small, trust the signs and Wilcoxon's interval more "
         "than the t interval."
     )
 
 
+def without_largest(study: Run) -> list[float]:
+    """RIFT - RFT at the same steps in mean@8 by base model, without the largest single run."""
+    wants = settings("rift"), settings("rft-steps")
+    pairs = minus(*(values_of(study["bases"], want, "mean@8") for want in wants))
+    del pairs[max(pairs, key=lambda pair: pairs[pair])]
+    return by_base(pairs)
+
+
 def rarity(study: Run) -> str:
-    """Rank correlation of how many samples of the misconception are right, and the lead there."""
+    """How many samples of the misconception are right, and RIFT's lead there.
+
+    Between base models: the rank correlation of their means. Between the seeds of a base model: the
+    correlation after the mean of each base model has been subtracted from both.
+    """
     runs, rows = study["bases"] + study["temperature"], []
     for t in TEMPERATURES:
         mine, other = (at_temperature(study, method, t) for method in ("rift", "rft-steps"))
         found = [run for run in runs if mine.items() <= run.items()]
         right = {(run["base"], run["seed"]): run["right"]["misconception"] for run in found}
-        leads = lead(runs, mine, other, "mean@8", "misconception")
-        rho, p = stats.spearmanr(by_base(right), leads)
-        means = [
+        leads = minus(*(values_of(runs, w, "mean@8", "misconception") for w in (mine, other)))
+        rho, p = stats.spearmanr(by_base(right), by_base(leads))
+        counts = [
             statistics.fmean(run["right"][k] for run in found) for k in ("all", "misconception")
         ]
-        rows.append([f"{t:g}", *(f"{mean:.0f}" for mean in means), f"{rho:+.2f}", f"{p:.2f}"])
-    header = ["T", "right samples", "of the misconception", "rank correlation", "p"]
-    return table(header, rows)
+        means = [f"{count:.0f}" for count in counts]
+        within = np.corrcoef(within_bases(right), within_bases(leads))[0, 1]
+        shown = [difference(by_base(leads)), f"{rho:+.2f} (p = {p:.2f})", f"{within:+.2f}"]
+        rows.append([f"{t:g}", *means, *shown])
+    header = ["T", "right samples", "of the misconception", "RIFT − RFT there, mean@8"]
+    return table([*header, "between base models", "between seeds"], rows)
+
+
+def within_bases(values: dict) -> list[float]:
+    """Each value minus the mean of its base model, in the order of base models and seeds."""
+    pairs = sorted(values)
+    means = dict(zip(sorted({base for base, _ in pairs}), by_base(values), strict=True))
+    return [values[pair] - means[pair[0]] for pair in pairs]
 
 
 # ------------------------------------------------------------------------- sections: variations
@@ -290,7 +317,9 @@ def temperature(study: Run) -> str:
         found = level_rows(runs, wants)
         found += lead_rows(runs, {"RIFT − RFT": (rift, rft), "TOPR − RFT": (topr, rft)})
         rows += [[f"{t:g}", *row] for row in found]
-    return table(["T", "", *MEASURES], rows)
+    hot, usual = at_temperature(study, "rft-steps", 1.5), at_temperature(study, "rift", 1.0)
+    between = lead_rows(runs, {"RFT at 1.5 − RIFT at 1": (hot, usual)})
+    return table(["T", "", *MEASURES], rows + [["", *row] for row in between])
 
 
 def long(study: Run) -> str:
@@ -341,7 +370,8 @@ def pretrained(study: Run) -> str:
         wants = pretrained_methods(study, t)
         for method, want in wants.items():
             found = [values_of(study["pretrained"], want, measure) for measure in MEASURES]
-            name = METHODS[method].name + (f", rate {want['lr']:g}" if want["lr"] else "")
+            reward = f", r = {want['wrong']:g}" if want["wrong"] != -0.2 else ""
+            name = METHODS[method].name + reward
             means = [f"{statistics.fmean(values.values()):.1f}" for values in found]
             levels.append([f"{t:g}", name, *means, str(len(found[0]))])
         for name, (mine, other) in compared.items():
@@ -360,7 +390,8 @@ def pretrained_rates(study: Run) -> str:
     rates, rows = sorted({run["lr"] for run in searched}), []
     for method, wrong in {(run["method"], run["wrong"]): 0 for run in searched}:
         found = rates_searched(study, "pretrained-search", method, wrong=wrong)
-        rows.append([METHODS[method].name, *(f"{found[lr]:.1f}" for lr in rates)])
+        name = METHODS[method].name + (f", r = {wrong:g}" if wrong != -0.2 else "")
+        rows.append([name, *(f"{found[lr]:.1f}" for lr in rates)])
     return table(["", *(f"{lr:g}" for lr in rates)], rows)
 
 
@@ -378,52 +409,68 @@ def led_at(study: Run, t: float, measure: str) -> str:
 
 
 def more_steps(study: Run) -> str:
-    """The mean accuracy by number of steps, and the lead at the fewest and at the most."""
+    """How the lead grows with the steps, and the accuracy of both methods at each number."""
     runs = study["bases"] + study["passes"]
     rft, rift = by_steps(study, "rft-steps"), by_steps(study, "rift")
-    few, many = min(rift), max(rift)
-    texts = []
-    for measure in ("pass@8", "mean@8"):
-        shown = [
-            ", ".join(
-                f"{statistics.fmean(by_base(values_of(runs, w, measure))):.1f}" for w in wants
-            )
-            for wants in (rft.values(), rift.values())
-        ]
-        leads = [difference(lead(runs, rift[n], rft[n], measure)) for n in (few, many)]
-        texts.append(
-            f"{measure} is {shown[0]} for RFT and {shown[1]} for RIFT (lead: {leads[0]}, at last "
-            f"{leads[1]})"
+    few, more, _ = rift
+    growth, shown = {}, []
+    for measure in ("mean@8", "pass@8"):
+        early, late = (
+            minus(values_of(runs, rift[n], measure), values_of(runs, rft[n], measure))
+            for n in (few, more)
         )
-    return f"After {', '.join(map(str, rift))} steps, {'; '.join(texts)}."
+        growth[measure] = difference(by_base(minus(late, early)))
+        texts = []
+        for wants in (rft, rift):
+            values = [values_of(runs, want, measure).values() for want in wants.values()]
+            texts.append(", ".join(f"{statistics.fmean(v):.1f}" for v in values))
+        shown.append(f"{measure} is {texts[0]} for RFT and {texts[1]} for RIFT")
+    return (
+        f"From {few} to {more} steps on the same samples (one seed, the learning rate searched "
+        f"again) the lead grows by {growth['mean@8']} in mean@8 and by {growth['pass@8']} in "
+        f"pass@8. After {', '.join(map(str, rift))} steps, {'; '.join(shown)}."
+    )
+
+
+def pretrained_leads(study: Run, measure: str) -> str:
+    """RIFT - RFT at the same steps, for samples drawn at T = 1 and at T = 1.5."""
+    texts = []
+    for t in (1.0, 1.5):
+        wants = pretrained_methods(study, t)
+        by_seed, _ = pretrained_lead(study, wants["rift"], wants["rft-steps"], measure)
+        texts.append(f"{statistics.fmean(by_seed):+.1f} {with_bounds(by_seed)} at T = {t:g}")
+    return " and ".join(texts)
 
 
 def findings(study: Run) -> str:
-    """What README.md and the study's page say first: five sentences."""
+    """What README.md and the study's page say first: five findings."""
     pair = "rift", "rft-steps"
     greedy, mean, passed = (
         f"{difference(values)} ({sign_test(values)[0]} of {len(values)})"
         for values in (lead(study["bases"], *map(settings, pair), m) for m in MEASURES)
     )
-    rft, rift = (pretrained_methods(study, 1.0)[method] for method in pair[::-1])
-    by_seed, by_problem = pretrained_lead(study, rift, rft, "mean@8")
+    slow_naive = settings("naive", lr=1e-4)
+    over_naive = lead(study["bases"], settings("rift"), slow_naive, "pass@8")
+    hot_rft, rift = at_temperature(study, "rft-steps", 1.5), at_temperature(study, "rift", 1.0)
+    hot = lead(study["bases"] + study["temperature"], hot_rft, rift, "pass@8")
     sentences = [
         f"With samples drawn at temperature 1 and the same number of steps, RIFT leads RFT by "
-        f"{passed} points in pass@8, {greedy} greedy, and {mean} in mean@8.",
+        f"{passed} points in pass@8, {greedy} greedy, and {mean} in mean@8. Without the largest of "
+        f"the 40 runs it is {difference(without_largest(study))} in mean@8.",
         f"The lead is on the misconception, where right samples are rare. On the slips RIFT − RFT "
-        f"is {led(study, *pair, 'mean@8', 'slips')} in mean@8, and naive at the same learning rate "
-        f"ruins them ({led(study, 'naive', 'base', 'mean@8', 'slips')} against the base model).",
-        f"With more steps on the same samples (seed 0, the rate searched again) the lead in mean@8 "
-        f"grows, because RIFT gains and RFT does not; eight times the steps add nothing to four. "
-        f"{more_steps(study)}",
-        f"With samples drawn at temperature 1.5, the best for RFT, the lead is gone "
+        f"is {led(study, *pair, 'mean@8', 'slips')} in mean@8. Naive at the same learning rate "
+        f"ruins the slips ({led(study, 'naive', 'base', 'mean@8', 'slips')} against the base "
+        f"model); at its own best rate it does not, and RIFT leads it by "
+        f"{difference(over_naive)} in pass@8 on all problems.",
+        more_steps(study),
+        f"With samples drawn at temperature 1.5, the best for RFT of three, the lead is gone "
         f"({led_at(study, 1.5, 'pass@8')} in pass@8, {led_at(study, 1.5, 'mean@8')} in mean@8): "
-        "they hold more right responses to the misconception, from which RFT gains much and RIFT "
-        "little.",
-        f"On a pretrained model (SmolLM2-135M, {len(by_problem)} word problems, {len(by_seed)} "
-        f"seeds) RIFT − RFT in mean@8 is {statistics.fmean(by_seed):+.1f} points, with a 95 % "
-        f"interval of {with_bounds(by_seed)} over seeds and {with_bounds(by_problem)} over "
-        "problems: here wrong samples do not help.",
+        "RFT gains much from the hotter samples and RIFT little. Between RFT with them and RIFT at "
+        f"temperature 1 no clear difference is seen ({difference(hot)} in pass@8).",
+        "On a pretrained model (SmolLM2-135M, 300 word problems, five seeds; in brackets the 95 % "
+        "interval over seeds) no gain from wrong samples is seen. RIFT − RFT in mean@8 is "
+        f"{pretrained_leads(study, 'mean@8')}; in pass@8 it is "
+        f"{pretrained_leads(study, 'pass@8')}.",
     ]
     return "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1))
 
@@ -431,11 +478,7 @@ def findings(study: Run) -> str:
 def project(study: Run) -> str:
     """What README.md says of the study."""
     shown = ("base", "rft-steps", "rft-distinct", "naive", "rift")
-    wants = {
-        name: want
-        for name, want in methods_of(study).items()
-        if want["method"] in shown and want["lr"] != 1e-4
-    }
+    wants = {name: want for name, want in methods_of(study).items() if want["method"] in shown}
     for method in ("rft-steps", "rift"):
         name = f"{METHODS[method].name}, samples at T = 1.5"
         wants[name] = at_temperature(study, method, 1.5)
