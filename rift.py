@@ -9,7 +9,7 @@
     3. Train    on all of them with L = -E_{r>0}[ r log pi(y|x) ] - E_{r<0}[ r pi(y|x) ].
 
 Right responses keep the usual loss -r log pi. For wrong ones (r < 0) it falls without bound as pi
-goes to 0, and training collapses (the naive loss, Theorem 3.2). RIFT replaces it by -r pi, which
+goes to 0, and training can collapse (the naive loss, Theorem 3.2). RIFT replaces it by -r pi, which
 stays between 0 and |r| and has the constant gradient -r with respect to pi (Theorem 3.4). Because
 grad pi = pi grad log pi, this is the naive gradient with each wrong response weighted by its own
 probability: once a response is unlikely, RIFT hardly pushes it any further.
@@ -63,7 +63,7 @@ def flag(default, help, least=0, choices=None):
 class Settings:
     model: str = flag("data/tiny-base", "folder or hub name of a causal language model")
     device: str = flag("cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, mps, ...")
-    dtype: str = flag("auto", "auto is bfloat16 on CUDA", choices=("auto", "float32", "bfloat16"))
+    dtype: str = flag("auto", "auto: bfloat16 on new GPUs", choices=("auto", "float32", "bfloat16"))
     template: str = flag("{problem}\n", r"prompt, or the user's turn in a chat; \n is a newline")
     seed: int = flag(0, "for sampling and for the order of training")
     resume: bool = flag(False, "continue the stopped run in --out")
@@ -92,9 +92,9 @@ class Sampling(Settings):
 @dataclass
 class Training(Settings):
     lr: float = flag(3e-4, "peak learning rate; about 1e-5 for a pretrained model")
-    epochs: float = flag(1.5, "passes over the samples, up to a whole batch", least=0.001)
+    epochs: float = flag(1.5, "passes over the samples, rounded up to whole batches", least=0.001)
     steps: int = flag(0, "optimizer steps; 0 means as many as --epochs asks for")
-    batch_size: int = flag(64, "samples in an optimizer step", least=1)
+    batch_size: int = flag(64, "samples in an optimizer step, or all if there are fewer", least=1)
     micro_batch_tokens: int = flag(16384, "of a forward pass; fewer need less memory", least=1)
 
 
@@ -125,9 +125,9 @@ def rift_loss(logps: Tensor, mask: Tensor, rewards: Tensor) -> Tensor:
 def rift_token_loss(logps: Tensor, mask: Tensor, rewards: Tensor) -> Tensor:
     """RIFT with each token of a wrong response as a response of its own: -r sum_t pi_t.
 
-    The pi of a whole response vanishes with its length: 300 tokens of 0.3 nats have pi = e^-90,
-    and RIFT is then RFT. This loss does not vanish, but it also pushes down the right tokens of a
-    wrong response. Use a small negative reward."""
+    The pi of a whole response vanishes with its length: 300 tokens of 0.5 nats have pi = e^-150,
+    and RIFT learns from right ones alone. This loss does not vanish, but it also pushes down the
+    right tokens of a wrong response. Use a small negative reward."""
     logp = sequence_logp(logps, mask)
     sum_of_pi = logps.exp().masked_fill(mask == 0, 0).sum(1)
     return torch.where(rewards > 0, -rewards * logp, -rewards * sum_of_pi)
@@ -309,7 +309,7 @@ def generate(model, prompts: list[list[int]], stop_ids: list[int], config: Sampl
 def sample(model, tokenizer, problems: list[dict], config: Sampling, path=None) -> list[dict]:
     """config.k scored responses to each problem; problems with short prompts come first.
 
-    With a path, each batch is appended to that file. Complete batches that are there are kept: the
+    With a path, each batch is appended to that file. Full batches that are there are kept: the
     random numbers of a batch depend on nothing but config.seed and its position."""
     problems = [encode(model, tokenizer, record, config.template) for record in problems]
     problems.sort(key=lambda record: len(record["prompt_ids"]))
@@ -319,8 +319,8 @@ def sample(model, tokenizer, problems: list[dict], config: Sampling, path=None) 
     stop_ids = list({end_id(tokenizer), tokenizer.eos_token_id, *eos} - {None})
     samples = []
     if path and path.exists():
-        lines = path.read_text().split("\n")[:-1]  # the last line may be incomplete,
-        n_kept = len(lines) - len(lines) % (batch_size * config.k)  # and so may the last batch
+        lines = path.read_text().split("\n")[:-1]  # without an incomplete line
+        n_kept = len(lines) - len(lines) % (batch_size * config.k)  # full batches only
         samples = [json.loads(line) for line in lines[:n_kept]]
         write_atomically(path, to_jsonl(samples))
         print(f"resuming after {n_kept} of {len(problems) * config.k} samples")
@@ -343,7 +343,7 @@ def sample(model, tokenizer, problems: list[dict], config: Sampling, path=None) 
 
 
 def score(samples: list[dict], right: float = 1.0, wrong: float = -0.2) -> list[dict]:
-    """Adds `right`, the verdict of math_reward, and `reward` to each sample."""
+    """Adds to each sample, in place, the verdict `right` and one of the two numbers as `reward`."""
     for record in samples:
         truncated = record.get("truncated", False)
         record["right"] = math_reward(record["response"], str(record["answer"]), truncated)
@@ -353,7 +353,7 @@ def score(samples: list[dict], right: float = 1.0, wrong: float = -0.2) -> list[
 
 # --------------------------------------------------------------------- data: JSONL in, batches out
 # A record is a dict: a problem, which grows into a sample.
-# A problem has `problem` (or `question`), and `answer` or a `solution` with \boxed{answer}.
+# A problem has `problem` (or `question`, `prompt`), and `answer` or `solution` with \boxed{answer}.
 # A sample has `prompt` (text that is taken as it is, or a list of chat turns) or else `problem`,
 # for the template; `response` or `completion` (text, or a list with one chat turn); and `reward`.
 # What was drawn here has its tokens too, `prompt_ids` and `response_ids`, and is trained on these.
@@ -448,7 +448,7 @@ def encode(model, tokenizer, record: dict, template: str) -> dict:
     if is_drawn:
         spellings = [tokenizer.decode(ids) for ids in (parts[1], parts[1][:-1])]
         if record.get("response", spellings[0]) not in spellings:
-            raise mistake(record, "its response_ids do not spell its response")
+            raise mistake(record, "its response_ids do not spell its response: another model's?")
     return record
 
 
@@ -565,7 +565,7 @@ def table(methods):
 
 
 def load_model(config: Settings, dtype: torch.dtype | None = None) -> tuple:
-    """Model and tokenizer, by default to sample with. To train, pass dtype=torch.float32."""
+    """Model and tokenizer, by default to sample with. To train all weights, pass torch.float32."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model)
         dtype = dtype or compute_dtype(config)
@@ -706,7 +706,7 @@ def run_eval(config: EvalCommand) -> str:
 
 
 def run_demo(config: DemoCommand) -> str:
-    """The default job: SFT, RFT, naive and RIFT from the same model and the same samples."""
+    """The default job: RFT, naive and RIFT on the same samples, SFT on the expert solutions."""
     problems, test = read_problems(config.problems), read_problems(config.test)
     experts = [
         {**p, "response": text_field(p, "solution", "answer"), "reward": 1} for p in problems
@@ -737,7 +737,7 @@ COMMANDS = {"demo": run_demo, "sample": run_sample, "train": run_train, "eval": 
 
 
 def parse(argv):
-    """The settings of a command, and the function that runs it. No command is the default job."""
+    """The settings of a command, and the function that runs it; without one, the default job."""
     command = "demo"
     if argv and not argv[0].startswith("-"):
         command, *argv = argv
@@ -810,7 +810,7 @@ def main(argv):
         print("rift.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; --resume continues from the last batch or checkpoint", file=sys.stderr)
+        print("\nstopped; --resume continues from what was saved", file=sys.stderr)
         return 130
     return 0
 
