@@ -124,6 +124,8 @@ def difference(values: Iterable[float]) -> str:
 
 
 def with_bounds(values: list[float]) -> str:
+    if len(values) < 2:
+        return ""
     mean, half = interval(values)
     return f"[{mean - half:+.1f}, {mean + half:+.1f}]"
 
@@ -373,7 +375,10 @@ def pretrained(study: Run) -> str:
             reward = f", r = {want['wrong']:g}" if want["wrong"] != -0.2 else ""
             name = METHODS[method].name + reward
             means = [f"{statistics.fmean(values.values()):.1f}" for values in found]
-            levels.append([f"{t:g}", name, *means, str(len(found[0]))])
+            runs = [run for run in study["pretrained"] if want.items() <= run.items()]
+            wrong = [logp for run in runs for logp in run["logp_neg"][:1] if logp is not None]
+            first = f"{statistics.fmean(wrong):.1f}" if wrong else ""
+            levels.append([f"{t:g}", name, *means, str(len(runs)), first])
         for name, (mine, other) in compared.items():
             for measure in ("mean@8", "pass@8") if wants.keys() >= {mine, other} else ():
                 by_seed, by_problem = pretrained_lead(study, wants[mine], wants[other], measure)
@@ -381,7 +386,8 @@ def pretrained(study: Run) -> str:
                 row = [f"{t:g}", name, measure, f"{statistics.fmean(by_seed):+.1f}", *intervals]
                 leads.append([*row, one_by_one(by_seed)])
     header = ["T", "points", "", "mean", "over seeds", "over problems", "by seed"]
-    return table(["T", "%", *MEASURES, "seeds"], levels) + "\n\n" + table(header, leads)
+    titles = ["T", "%", *MEASURES, "seeds", "log pi of wrong responses, first step"]
+    return table(titles, levels) + "\n\n" + table(header, leads)
 
 
 def pretrained_rates(study: Run) -> str:

@@ -3,6 +3,9 @@ r"""How far RIFT leads RFT, over ten base models: runs the study of data/study/R
     export OMP_NUM_THREADS=1          # one thread is fastest, because the models are tiny
     for N in 0 1 2 3 4 5 6 7 8 9; do python -m data.make_data --seed $N --out runs/world-$N; done
     python -m data.study.study run search bases temperature passes-search passes rewards
+    for N in 0 1; do python -m data.make_data --words 16 --seed $N --out runs/world-words-$N; done
+    python -m data.study.study run long-search long
+    python -m data.study.study run pretrained-search pretrained   # after data.study.make_pretrained
     python -m data.study.study report                 # study.json, and the numbers in both pages
     python -m data.study.study figure                 # leads.png, steps.png
 

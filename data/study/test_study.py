@@ -122,11 +122,14 @@ def test_leads_of_the_pretrained_model_by_seed_and_by_problem():
 
 
 def test_every_listed_run_is_there(study):
-    for name in ("search", "bases", "temperature", "passes-search", "passes", "rewards"):
-        listed = {the_study.key(run) for run in the_study.EXPERIMENTS[name](study)}
+    for name, runs_of in the_study.EXPERIMENTS.items():
+        listed = {the_study.key(run) for run in runs_of(study)}
         found = [the_study.key(run) for run in study[name]]
         assert len(found) == len(set(found))
-        assert set(found) == listed, name
+        if name == "pretrained":  # not complete, as the page says
+            assert set(found) < listed
+        else:
+            assert set(found) == listed, name
 
 
 def test_the_base_model_that_ships(study):
