@@ -476,8 +476,8 @@ def findings(study: Run) -> str:
         f"temperature 1 no clear difference is seen ({difference(hot)} in pass@8).",
         "On a pretrained model (SmolLM2-135M, 300 word problems, five seeds; in brackets the 95 % "
         "interval over seeds) RIFT gains nothing from wrong samples. RIFT − RFT in mean@8 is "
-        f"{cold} at T = 1 and {warm} at T = 1.5. With as many right samples a step it is {equal} at "
-        "T = 1, so RIFT seems to lose only by the fewer right samples in its steps. In pass@8 it "
+        f"{cold} at T = 1 and {warm} at T = 1.5. With as many right samples a step it is {equal} "
+        "at T = 1, so RIFT seems to lose only by the fewer right samples in its steps. In pass@8 it "
         f"is {passed_cold} at T = 1 and {passed_warm} at T = 1.5. TOPR (arXiv 2503.14286) is "
         f"behind RFT at T = 1 ({topr_cold} in mean@8) and level or a little ahead at T = 1.5 "
         f"({topr_warm}).",
