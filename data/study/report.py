@@ -477,10 +477,10 @@ def findings(study: Run) -> str:
         "On a pretrained model (SmolLM2-135M, 300 word problems, five seeds; in brackets the 95 % "
         "interval over seeds) RIFT gains nothing from wrong samples. RIFT − RFT in mean@8 is "
         f"{cold} at T = 1 and {warm} at T = 1.5. With as many right samples a step it is {equal} "
-        "at T = 1, so RIFT seems to lose only by the fewer right samples in its steps. In pass@8 it "
-        f"is {passed_cold} at T = 1 and {passed_warm} at T = 1.5. TOPR (arXiv 2503.14286) is "
+        "at T = 1, so RIFT seems to lose only by the fewer right samples in its steps. In pass@8 "
+        f"it is {passed_cold} at T = 1 and {passed_warm} at T = 1.5. TOPR (arXiv 2503.14286) is "
         f"behind RFT at T = 1 ({topr_cold} in mean@8) and level or a little ahead at T = 1.5 "
-        f"({topr_warm}).",
+        f"({topr_warm}; four seeds).",
     ]
     return "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1))
 
