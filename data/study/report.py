@@ -103,11 +103,14 @@ def by_base(values: dict) -> list[float]:
     return [statistics.fmean(groups[base]) for base in sorted(groups)]
 
 
+def leads_of_runs(runs: list[Run], mine: Run, other: Run, measure: str, kind: str = "all") -> dict:
+    """In points, by base model and seed."""
+    return minus(values_of(runs, mine, measure, kind), values_of(runs, other, measure, kind))
+
+
 def lead(runs: list[Run], mine: Run, other: Run, measure: str, kind: str = "all") -> list[float]:
     """In points, one for each base model."""
-    return by_base(
-        minus(values_of(runs, mine, measure, kind), values_of(runs, other, measure, kind))
-    )
+    return by_base(leads_of_runs(runs, mine, other, measure, kind))
 
 
 # ----------------------------------------------------------------------------- numbers as text
@@ -215,7 +218,7 @@ def kinds(study: Run) -> str:
 def single_runs(study: Run) -> str:
     """RIFT - RFT at the same steps by run, and how much of the mean is one run."""
     runs, pair = study["bases"], (settings("rift"), settings("rft-steps"))
-    found = {m: minus(*(values_of(runs, want, m) for want in pair)) for m in MEASURES}
+    found = {m: leads_of_runs(runs, *pair, m) for m in MEASURES}
     rows = []
     for base in sorted({base for base, _ in found["mean@8"]}):
         cells = []
@@ -232,7 +235,7 @@ def single_runs(study: Run) -> str:
         table(["base model", "mean@8", "by seed", "pass@8", "by seed"], rows)
         + f"\n\nThe largest lead of a single run in mean@8 is {largest:+.1f} (base model {base}, "
         f"seed {seed}). Without this one of {len(pairs)} runs the mean is "
-        f"{difference(without_largest(study))}. The standard deviation is {within:.1f} points "
+        f"{difference(without_largest(pairs))}. The standard deviation is {within:.1f} points "
         f"between the seeds of a base model, and {statistics.stdev(by_base(pairs)):.1f} between "
         f"the means of base models. "
         f"Shapiro's test of normality gives p = {', '.join(f'{p:.1g}' for p in normal)} for "
@@ -241,12 +244,10 @@ def single_runs(study: Run) -> str:
     )
 
 
-def without_largest(study: Run) -> list[float]:
-    """RIFT - RFT at the same steps in mean@8 by base model, without the largest single run."""
-    wants = settings("rift"), settings("rft-steps")
-    pairs = minus(*(values_of(study["bases"], want, "mean@8") for want in wants))
-    del pairs[max(pairs, key=lambda pair: pairs[pair])]
-    return by_base(pairs)
+def without_largest(pairs: dict) -> list[float]:
+    """The mean over the seeds of each base model, without the largest single value."""
+    largest = max(pairs, key=lambda pair: pairs[pair])
+    return by_base({pair: value for pair, value in pairs.items() if pair != largest})
 
 
 def rarity(study: Run) -> str:
@@ -260,7 +261,7 @@ def rarity(study: Run) -> str:
         mine, other = (at_temperature(study, method, t) for method in ("rift", "rft-steps"))
         found = [run for run in runs if mine.items() <= run.items()]
         right = {(run["base"], run["seed"]): run["right"]["misconception"] for run in found}
-        leads = minus(*(values_of(runs, w, "mean@8", "misconception") for w in (mine, other)))
+        leads = leads_of_runs(runs, mine, other, "mean@8", "misconception")
         rho, p = stats.spearmanr(by_base(right), by_base(leads))
         counts = [
             statistics.fmean(run["right"][k] for run in found) for k in ("all", "misconception")
@@ -342,6 +343,11 @@ def long(study: Run) -> str:
     return table(["minus RFT, same steps", *titles], rows)
 
 
+def with_reward(method: str, wrong: float) -> str:
+    """The name of a method, with the reward of wrong samples if it is not the usual one."""
+    return METHODS[method].name + (f", r = {wrong:g}" if wrong != -0.2 else "")
+
+
 def pretrained_methods(study: Run, t: float) -> dict[str, Run]:
     """The settings of each method that was run on samples drawn at temperature t."""
     names = ("method", "temperature", "wrong", "lr")
@@ -372,12 +378,11 @@ def pretrained(study: Run) -> str:
         wants = pretrained_methods(study, t)
         for method, want in wants.items():
             found = [values_of(study["pretrained"], want, measure) for measure in MEASURES]
-            reward = f", r = {want['wrong']:g}" if want["wrong"] != -0.2 else ""
-            name = METHODS[method].name + reward
             means = [f"{statistics.fmean(values.values()):.1f}" for values in found]
             runs = [run for run in study["pretrained"] if want.items() <= run.items()]
             wrong = [logp for run in runs for logp in run["logp_neg"][:1] if logp is not None]
             first = f"{statistics.fmean(wrong):.1f}" if wrong else ""
+            name = with_reward(method, want["wrong"])
             levels.append([f"{t:g}", name, *means, str(len(runs)), first])
         for name, (mine, other) in compared.items():
             for measure in ("mean@8", "pass@8") if wants.keys() >= {mine, other} else ():
@@ -396,8 +401,7 @@ def pretrained_rates(study: Run) -> str:
     rates, rows = sorted({run["lr"] for run in searched}), []
     for method, wrong in {(run["method"], run["wrong"]): 0 for run in searched}:
         found = rates_searched(study, "pretrained-search", method, wrong=wrong)
-        name = METHODS[method].name + (f", r = {wrong:g}" if wrong != -0.2 else "")
-        rows.append([name, *(f"{found[lr]:.1f}" for lr in rates)])
+        rows.append([with_reward(method, wrong), *(f"{found[lr]:.1f}" for lr in rates)])
     return table(["", *(f"{lr:g}" for lr in rates)], rows)
 
 
@@ -421,10 +425,7 @@ def more_steps(study: Run) -> str:
     few, more, _ = rift
     growth, shown = {}, []
     for measure in ("mean@8", "pass@8"):
-        early, late = (
-            minus(values_of(runs, rift[n], measure), values_of(runs, rft[n], measure))
-            for n in (few, more)
-        )
+        early, late = (leads_of_runs(runs, rift[n], rft[n], measure) for n in (few, more))
         growth[measure] = difference(by_base(minus(late, early)))
         texts = []
         for wants in (rft, rift):
@@ -452,6 +453,7 @@ def findings(study: Run) -> str:
         f"{difference(values)} ({sign_test(values)[0]} of {len(values)})"
         for values in (lead(study["bases"], *map(settings, pair), m) for m in MEASURES)
     )
+    single = leads_of_runs(study["bases"], *map(settings, pair), "mean@8")
     slow_naive = settings("naive", lr=1e-4)
     over_naive = lead(study["bases"], settings("rift"), slow_naive, "pass@8")
     hot_rft, rift = at_temperature(study, "rft-steps", 1.5), at_temperature(study, "rift", 1.0)
@@ -463,7 +465,7 @@ def findings(study: Run) -> str:
     sentences = [
         f"With samples drawn at temperature 1 and the same number of steps, RIFT leads RFT by "
         f"{passed} points in pass@8, {greedy} greedy, and {mean} in mean@8. Without the largest of "
-        f"the 40 runs it is {difference(without_largest(study))} in mean@8.",
+        f"the {len(single)} runs it is {difference(without_largest(single))} in mean@8.",
         f"The lead is on the misconception, where right samples are rare. On the slips RIFT − RFT "
         f"is {led(study, *pair, 'mean@8', 'slips')} in mean@8. Naive at the same learning rate "
         f"ruins the slips ({led(study, 'naive', 'base', 'mean@8', 'slips')} against the base "
