@@ -173,8 +173,11 @@ def add_gradient(model, samples: list[dict], config: Training, loss, head) -> di
     def mean(values):
         return values.mean().item() if len(values) else None
 
-    pos, neg = mean(logp[rewards > 0]), mean(logp[rewards < 0])
-    return {"loss": losses.sum().item(), "logp_pos": pos, "logp_neg": neg}
+    return {
+        "loss": losses.sum().item(),
+        "logp_pos": mean(logp[rewards > 0]),
+        "logp_neg": mean(logp[rewards < 0]),
+    }
 
 
 def train(
@@ -689,9 +692,11 @@ def run_train(config: TrainCommand) -> str:
     os.replace(out / "model.part", out / "model")
     file.unlink(missing_ok=True)
     if "stopped" in history[-1]:
-        end = f"step {len(history)} is not finite; {out / 'model'} has the weights from before it"
         write_atomically(out / "finished.json", '{"stopped": "not finite"}\n')
-        raise UserError(f"{end}. Try a lower --lr")
+        raise UserError(
+            f"step {len(history)} is not finite; {out / 'model'} has the weights from before it. "
+            "Try a lower --lr"
+        )
     return f"{describe(history[0])}\n{describe(history[-1])}"
 
 
@@ -770,7 +775,7 @@ def open_folder(config):
     path = out / "settings.json"
     settings = {**vars(config), "resume": False}
     if config.resume:
-        if (out / "finished.json").exists():
+        if {"finished.json", "model"} & set(os.listdir(out)):
             raise UserError(f"--resume: the run in {out} is finished")
         changed = dict(json.loads(path.read_text()).items() - settings.items())
         if changed:

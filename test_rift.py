@@ -960,6 +960,8 @@ def test_a_run_never_overwrites_another(rift_py, spy):
     assert "resuming after step 2 of 4" in rift_py(TRAIN + "killed --resume")
     for name in ("metrics.jsonl", "model/model.safetensors"):
         assert Path("killed", name).read_bytes() == Path("whole", name).read_bytes()
+    Path("killed/finished.json").unlink()  # as if killed after the model was saved
+    assert "the run in killed is finished" in rift_py(TRAIN + "killed --resume", 2)
 
 
 def test_training_that_is_not_finite_ends_with_the_last_good_weights(rift_py):
