@@ -81,12 +81,16 @@ def settings(method: str, **changes: Any) -> Run:
     return {"method": method, **usual, **changes}
 
 
+def matching(runs: list[Run], want: Run) -> list[Run]:
+    """The runs that have these settings."""
+    return [run for run in runs if want.items() <= run.items()]
+
+
 def values_of(runs: list[Run], want: Run, measure: str, kind: str = "all") -> dict:
     """In percent, by base model and seed."""
     return {
         (run["base"], run["seed"]): 100 * run["results"][kind][measure][0]
-        for run in runs
-        if want.items() <= run.items()
+        for run in matching(runs, want)
     }
 
 
@@ -259,7 +263,7 @@ def rarity(study: Run) -> str:
     runs, rows = study["bases"] + study["temperature"], []
     for t in TEMPERATURES:
         mine, other = (at_temperature(study, method, t) for method in ("rift", "rft-steps"))
-        found = [run for run in runs if mine.items() <= run.items()]
+        found = matching(runs, mine)
         right = {(run["base"], run["seed"]): run["right"]["misconception"] for run in found}
         leads = leads_of_runs(runs, mine, other, "mean@8", "misconception")
         rho, p = stats.spearmanr(by_base(right), by_base(leads))
@@ -360,8 +364,8 @@ def pretrained_lead(study: Run, mine: Run, other: Run, measure: str) -> tuple[An
     """In points: by seed, of those that both have, and by test problem, averaged over the seeds."""
 
     def shares(want: Run) -> dict:
-        found = [run for run in study["pretrained"] if want.items() <= run.items()]
-        counts = {run["seed"]: np.array(run["right of 8"]) for run in found}
+        runs = matching(study["pretrained"], want)
+        counts = {run["seed"]: np.array(run["right of 8"]) for run in runs}
         return {s: n / 8 if measure == "mean@8" else n > 0 for s, n in counts.items()}
 
     my_shares, others = shares(mine), shares(other)
@@ -377,9 +381,9 @@ def pretrained(study: Run) -> str:
     for t in (1.0, 1.5):
         wants = pretrained_methods(study, t)
         for method, want in wants.items():
-            found = [values_of(study["pretrained"], want, measure) for measure in MEASURES]
-            means = [f"{statistics.fmean(values.values()):.1f}" for values in found]
-            runs = [run for run in study["pretrained"] if want.items() <= run.items()]
+            runs = matching(study["pretrained"], want)
+            found = [values_of(runs, want, measure).values() for measure in MEASURES]
+            means = [f"{statistics.fmean(values):.1f}" for values in found]
             wrong = [logp for run in runs for logp in run["logp_neg"][:1] if logp is not None]
             first = f"{statistics.fmean(wrong):.1f}" if wrong else ""
             name = with_reward(method, want["wrong"])
@@ -419,23 +423,25 @@ def led_at(study: Run, t: float, measure: str) -> str:
 
 
 def more_steps(study: Run) -> str:
-    """How the lead grows with the steps, and the accuracy of both methods at each number."""
+    """How far each method comes with more steps, and how much the lead grows."""
     runs = study["bases"] + study["passes"]
     rft, rift = by_steps(study, "rft-steps"), by_steps(study, "rift")
-    few, more, _ = rift
-    growth, shown = {}, []
-    for measure in ("mean@8", "pass@8"):
+    few, more, most = rift
+
+    def rise(wants: dict[int, Run], measure: str) -> str:
+        values = [values_of(runs, wants[n], measure).values() for n in (few, more)]
+        return " to ".join(f"{statistics.fmean(v):.1f}" for v in values)
+
+    def growth(measure: str) -> str:
         early, late = (leads_of_runs(runs, rift[n], rft[n], measure) for n in (few, more))
-        growth[measure] = difference(by_base(minus(late, early)))
-        texts = []
-        for wants in (rft, rift):
-            values = [values_of(runs, want, measure).values() for want in wants.values()]
-            texts.append(", ".join(f"{statistics.fmean(v):.1f}" for v in values))
-        shown.append(f"{measure} is {texts[0]} for RFT and {texts[1]} for RIFT")
+        return f"{difference(by_base(minus(late, early)))} in {measure}"
+
     return (
         f"From {few} to {more} steps on the same samples (one seed, the learning rate searched "
-        f"again) the lead grows by {growth['mean@8']} in mean@8 and by {growth['pass@8']} in "
-        f"pass@8. After {', '.join(map(str, rift))} steps, {'; '.join(shown)}."
+        f"again) RFT stays where it is: mean@8 goes from {rise(rft, 'mean@8')} and pass@8 from "
+        f"{rise(rft, 'pass@8')}. RIFT still gains: {rise(rift, 'mean@8')} and "
+        f"{rise(rift, 'pass@8')}. So the lead grows, by {growth('mean@8')} and, less surely, by "
+        f"{growth('pass@8')}. With {most} steps neither gets any further."
     )
 
 
@@ -462,6 +468,8 @@ def findings(study: Run) -> str:
     warm, passed_warm = (pretrained_lead_text(study, "rift", 1.5, m) for m in MEASURES[1:])
     equal = pretrained_lead_text(study, "rift-positives", 1.0, "mean@8")
     topr_cold, topr_warm = (pretrained_lead_text(study, "topr", t, "mean@8") for t in (1.0, 1.5))
+    n_problems = len(study["pretrained"][0]["right of 8"])
+    n_seeds = len({run["seed"] for run in study["pretrained"]})
     sentences = [
         f"With samples drawn at temperature 1 and the same number of steps, RIFT leads RFT by "
         f"{passed} points in pass@8, {greedy} greedy, and {mean} in mean@8. Without the largest of "
@@ -476,13 +484,13 @@ def findings(study: Run) -> str:
         f"({led_at(study, 1.5, 'pass@8')} in pass@8, {led_at(study, 1.5, 'mean@8')} in mean@8): "
         "RFT gains much from the hotter samples and RIFT little. Between RFT with them and RIFT at "
         f"temperature 1 no clear difference is seen ({difference(hot)} in pass@8).",
-        "On a pretrained model (SmolLM2-135M, 300 word problems, five seeds; in brackets the 95 % "
-        "interval over seeds) RIFT gains nothing from wrong samples. RIFT − RFT in mean@8 is "
-        f"{cold} at T = 1 and {warm} at T = 1.5. With as many right samples a step it is {equal} "
-        "at T = 1, so RIFT seems to lose only by the fewer right samples in its steps. In pass@8 "
-        f"it is {passed_cold} at T = 1 and {passed_warm} at T = 1.5. TOPR (arXiv 2503.14286) is "
-        f"behind RFT at T = 1 ({topr_cold} in mean@8) and level or a little ahead at T = 1.5 "
-        f"({topr_warm}; four seeds).",
+        f"On a pretrained model (SmolLM2-135M, {n_problems} word problems, {n_seeds} seeds; in "
+        "brackets the 95 % interval over seeds) RIFT gains nothing from wrong samples. RIFT − RFT "
+        f"in mean@8 is {cold} at T = 1 and {warm} at T = 1.5. With as many right samples a step it "
+        f"is {equal} at T = 1, so RIFT seems to lose only by the fewer right samples in its steps. "
+        f"In pass@8 it is {passed_cold} at T = 1 and {passed_warm} at T = 1.5. TOPR (arXiv "
+        f"2503.14286) is behind RFT at T = 1 ({topr_cold} in mean@8) and level or a little ahead "
+        f"at T = 1.5 ({topr_warm}; four seeds).",
     ]
     return "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1))
 

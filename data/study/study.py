@@ -11,9 +11,9 @@ r"""How far RIFT leads RFT, over ten base models: runs the study of data/study/R
 
 A *run* is one training of one base model and its evaluation: a dict with its settings (SETTINGS)
 and what came out. An *experiment* is a list of runs. A finished run is one line of
-runs/study/EXPERIMENT.jsonl; `report` moves it into study.json. A run that is in either is not done
-again, so a study that was stopped continues. Two processes share an experiment with `--part 0/2`
-and `--part 1/2`.
+runs/study/EXPERIMENT.part-*.jsonl; `report` copies it into study.json. A run that is in either is
+not done again, so a study that was stopped continues. Two processes share an experiment with
+`--part 0/2` and `--part 1/2`.
 
 Unless a run says otherwise, 8 samples of each of 300 problems are drawn at temperature 1, and all
 methods train on them for 57 steps of 64 samples (1.5 passes), with rewards of +1 and -0.2 and a
