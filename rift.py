@@ -86,12 +86,12 @@ class Sampling(Settings):
     max_new_tokens: int = flag(64, "tokens of a response; reasoning needs 1024 or more", least=1)
     right: float = flag(1.0, "reward of a right response", least=-1e9)
     wrong: float = flag(-0.2, "reward of a wrong response", least=-1e9)
-    parallel: int = flag(256, "responses generated at once; fewer need less memory", least=1)
+    parallel: int = flag(256, "responses at once, at least k; fewer need less memory", least=1)
 
 
 @dataclass
 class Training(Settings):
-    lr: float = flag(3e-4, "peak learning rate; about 1e-5 for a pretrained model")
+    lr: float = flag(3e-4, "peak learning rate; 1e-5 to 3e-5 if pretrained")
     epochs: float = flag(1.5, "passes over the samples, rounded up to whole batches", least=0.001)
     steps: int = flag(0, "optimizer steps; 0 means as many as --epochs asks for")
     batch_size: int = flag(64, "samples in an optimizer step, or all if there are fewer", least=1)
@@ -185,7 +185,7 @@ def train(
 ) -> list[dict]:
     """Fine-tunes the model in place and returns the metrics of each optimizer step.
 
-    `loss` is one of LOSSES or a function like them. A step that is not finite ends training before
+    `loss` is a function like those in LOSSES. A step that is not finite ends training before
     it reaches the weights. With a path `file`, a checkpoint is saved every `save_every` steps;
     if one is there at the start, training continues from it, to the same weights."""
     samples = [record for record in samples if record["reward"] != 0]
@@ -402,6 +402,7 @@ def read_problems(path: str | Path) -> list[dict]:
     """Problems from JSONL. The published files of GSM8K, MATH and MATH-500 work as they are."""
     problems = read_jsonl(path)
     for record in problems:
+        record.pop("response", None)  # of another model, perhaps; it is not part of the problem
         record["problem"] = text_field(record, "problem", "question", "prompt")
         answer = text_field(record, "answer", "solution")
         if record.get("answer") is None and "\\boxed" not in answer:
@@ -447,7 +448,7 @@ def encode(model, tokenizer, record: dict, template: str) -> dict:
     if not ids or any(type(id) is not int or not 0 <= id < size for id in ids):
         raise mistake(record, "its prompt_ids or response_ids are not tokens of this model")
     if len(ids) > limit:
-        raise mistake(record, f"has {len(ids)} tokens, but the model's context is {limit}")
+        raise mistake(record, f"needs {len(ids)} tokens, but the model's context is {limit}")
     if is_drawn:
         spellings = [tokenizer.decode(ids) for ids in (parts[1], parts[1][:-1])]
         if record.get("response", spellings[0]) not in spellings:
@@ -811,7 +812,6 @@ def main(argv):
     except (UserError, OSError) as error:
         if was_empty and list(out.glob("*")) == [out / "settings.json"]:  # nothing was done
             (out / "settings.json").unlink()
-            os.removedirs(out)
         print("rift.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

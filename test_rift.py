@@ -513,6 +513,7 @@ GSM8K = '{"question": "6*7?", "answer": "It is <<6*7=42>>42.\\n#### 1,042"}'
 MATH = r'{"problem": "?", "solution": "Not \\boxed{1}. It is $\\boxed{\\frac{1}{2}}$.", "type": ""}'
 MATH500 = r'{"problem": "?", "solution": "\\boxed{x}", "answer": "\\frac{1}{2}", "level": 2}'
 CHAT = '{"prompt": [{"role": "user", "content": "6*7"}], "answer": 42}'
+SAMPLE = '{"problem": "6*7", "response": 41, "reward": -1, "answer": "42"}'
 
 
 @parametrize(
@@ -522,15 +523,17 @@ CHAT = '{"prompt": [{"role": "user", "content": "6*7"}], "answer": 42}'
         (MATH, "?", "0.5", "1"),
         (MATH500, "?", "0.5", "x"),
         (CHAT, "6*7", "42", "41"),
+        (SAMPLE, "6*7", "42", "41"),
     ],
 )
 def test_formats_of_problems(tmp_path, line, problem, right, wrong):
-    """GSM8K, MATH and MATH-500 are read as they are published."""
+    """GSM8K, MATH and MATH-500 are read as they are published. A response does not matter."""
     path = write(tmp_path / "x.jsonl", "\ufeff" + line, "")
     [record] = read_problems(path)
     assert record["problem"] == problem
     assert math_reward(f"\\boxed{{{right}}}", record["answer"])
     assert not math_reward(f"\\boxed{{{wrong}}}", record["answer"])
+    assert "response" not in record
 
 
 @pytest.fixture
@@ -660,7 +663,7 @@ def test_samples_that_do_not_fit_the_model_are_named(tiny, tmp_path, fields):
 @parametrize(
     "problem, response, message",
     [
-        ("1" * 120, "2" * 7, "has 129 tokens, but the model's context is 128"),
+        ("1" * 120, "2" * 7, "needs 129 tokens, but the model's context is 128"),
         ("1+x", "2", "has characters that the tokenizer does not know: '1+x"),
         ("1+1", "é", "has characters that the tokenizer does not know: '1+1"),
     ],
@@ -902,7 +905,7 @@ MISTAKES = {
     "train --samples x.jsonl": "x.jsonl:1: needs a number as its `reward`; `rift.py sample`",
     "sample --problems s.jsonl": "s.jsonl:1: needs text that is not empty in answer",
     "sample --problems empty.jsonl": "empty.jsonl: is empty",
-    "sample --problems long.jsonl": "long.jsonl:1: has 151 tokens, but the model's context",
+    "sample --problems long.jsonl": "long.jsonl:1: needs 151 tokens, but the model's context",
     "train --samples wrong.jsonl --loss rft": "no sample has a reward that this loss",
     "train --samples s.jsonl --model runs": "did you mean runs/model?",
     "train --samples s.jsonl --device nonsense": "nonsense",
@@ -928,12 +931,12 @@ def test_mistakes_end_with_one_line_and_nothing_written(rift_py, command, messag
     Path("empty.jsonl").touch()
     write(Path("long.jsonl"), {"problem": "1" * 149, "answer": "2"})
     write(Path("wrong.jsonl"), {**sums()[0], "reward": -1})
-    before = {*Path().rglob("*")}
+    before = {*filter(Path.is_file, Path().rglob("*"))}
     error = rift_py(command + " --out new/run", 2)
     assert error.startswith("rift.py: error: ")
     assert message in error
     assert error.count("\n") == 1
-    assert {*Path().rglob("*")} == before
+    assert {*filter(Path.is_file, Path().rglob("*"))} == before
 
 
 TRAIN = "train --samples s.jsonl --steps 4 --save-every 2 --out "
