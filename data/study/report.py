@@ -360,12 +360,11 @@ def pretrained_methods(study: Run, t: float) -> dict[str, Run]:
     return {method: wants[method] for method in METHODS if method in wants}
 
 
-def pretrained_lead(study: Run, mine: Run, other: Run, measure: str) -> tuple[Any, Any]:
+def pretrained_lead(runs: list[Run], mine: Run, other: Run, measure: str) -> tuple[Any, Any]:
     """In points: by seed, of those that both have, and by test problem, averaged over the seeds."""
 
     def shares(want: Run) -> dict:
-        runs = matching(study["pretrained"], want)
-        counts = {run["seed"]: np.array(run["right of 8"]) for run in runs}
+        counts = {run["seed"]: np.array(run["right of 8"]) for run in matching(runs, want)}
         return {s: n / 8 if measure == "mean@8" else n > 0 for s, n in counts.items()}
 
     my_shares, others = shares(mine), shares(other)
@@ -390,13 +389,37 @@ def pretrained(study: Run) -> str:
             levels.append([f"{t:g}", name, *means, str(len(runs)), first])
         for name, (mine, other) in compared.items():
             for measure in ("mean@8", "pass@8") if wants.keys() >= {mine, other} else ():
-                by_seed, by_problem = pretrained_lead(study, wants[mine], wants[other], measure)
+                pair = wants[mine], wants[other]
+                by_seed, by_problem = pretrained_lead(study["pretrained"], *pair, measure)
                 intervals = [with_bounds(by_seed), with_bounds(by_problem)]
                 row = [f"{t:g}", name, measure, f"{statistics.fmean(by_seed):+.1f}", *intervals]
                 leads.append([*row, one_by_one(by_seed)])
-    header = ["T", "points", "", "mean", "over seeds", "over problems", "by seed"]
     titles = ["T", "%", *MEASURES, "seeds", "log pi of wrong responses, first step"]
+    header = ["T", "points", "", "mean", "over seeds", "over problems", "by seed"]
     return table(titles, levels) + "\n\n" + table(header, leads)
+
+
+def pretrained_float32(study: Run) -> str:
+    """What rounding the trained weights to bfloat16 does to the figures of the trial."""
+    exact = study["pretrained-float32"]
+    seeds = {run["seed"] for run in exact}
+    runs = exact + [run for run in study["pretrained"] if run["seed"] in seeds]
+    usual = {"temperature": 1.0, "on": "test"}
+    rft, rift = ({"method": method, **usual} for method in ("rft-steps", "rift"))
+    exact_rft, exact_rift = ({**want, "on": "test in float32"} for want in (rft, rift))
+    pairs = {
+        "RFT: float32 − bfloat16": (exact_rft, rft),
+        "RIFT: float32 − bfloat16": (exact_rift, rift),
+        "RIFT − RFT, in float32": (exact_rift, exact_rft),
+        "RIFT − RFT, in bfloat16": (rift, rft),
+    }
+    rows = []
+    for name, pair in pairs.items():
+        for measure in ("mean@8", "pass@8"):
+            by_seed, by_problem = pretrained_lead(runs, *pair, measure)
+            row = [name, measure, f"{statistics.fmean(by_seed):+.1f}", with_bounds(by_problem)]
+            rows.append([*row, one_by_one(by_seed)])
+    return table(["points", "", "mean", "over problems", "by seed"], rows)
 
 
 def pretrained_rates(study: Run) -> str:
@@ -437,18 +460,19 @@ def more_steps(study: Run) -> str:
         return f"{difference(by_base(minus(late, early)))} in {measure}"
 
     return (
-        f"From {few} to {more} steps on the same samples (one seed, the learning rate searched "
-        f"again) RFT stays where it is: mean@8 goes from {rise(rft, 'mean@8')} and pass@8 from "
-        f"{rise(rft, 'pass@8')}. RIFT still gains: {rise(rift, 'mean@8')} and "
-        f"{rise(rift, 'pass@8')}. So the lead grows, by {growth('mean@8')} and, less surely, by "
-        f"{growth('pass@8')}. With {most} steps neither gets any further."
+        f"From {few} to {more} steps on the same samples (one seed; the learning rate, searched "
+        f"again, falls from {rift[few]['lr']:g} to {rift[more]['lr']:g}) RFT stays where it is: "
+        f"mean@8 goes from {rise(rft, 'mean@8')} and pass@8 from {rise(rft, 'pass@8')}. RIFT still "
+        f"gains: {rise(rift, 'mean@8')} and {rise(rift, 'pass@8')}. So the lead grows, by "
+        f"{growth('mean@8')} and, less surely, by {growth('pass@8')}. With {most} steps neither "
+        "gets any further."
     )
 
 
 def pretrained_lead_text(study: Run, method: str, t: float, measure: str) -> str:
     """This method minus RFT at the same steps, with the interval over seeds."""
     wants = pretrained_methods(study, t)
-    by_seed, _ = pretrained_lead(study, wants[method], wants["rft-steps"], measure)
+    by_seed, _ = pretrained_lead(study["pretrained"], wants[method], wants["rft-steps"], measure)
     return f"{statistics.fmean(by_seed):+.1f} {with_bounds(by_seed)}"
 
 
@@ -473,24 +497,26 @@ def findings(study: Run) -> str:
     sentences = [
         f"With samples drawn at temperature 1 and the same number of steps, RIFT leads RFT by "
         f"{passed} points in pass@8, {greedy} greedy, and {mean} in mean@8. Without the largest of "
-        f"the {len(single)} runs it is {difference(without_largest(single))} in mean@8.",
+        f"the {len(single)} leads (base models × seeds) the lead in mean@8 is "
+        f"{difference(without_largest(single))}.",
         f"The lead is on the misconception, where right samples are rare. On the slips RIFT − RFT "
         f"is {led(study, *pair, 'mean@8', 'slips')} in mean@8. Naive at the same learning rate "
         f"ruins the slips ({led(study, 'naive', 'base', 'mean@8', 'slips')} against the base "
-        f"model); at its own best rate it does not, and RIFT leads it by "
+        f"model); at the lowest rate that was tried it does not, and RIFT leads it by "
         f"{difference(over_naive)} in pass@8 on all problems.",
         more_steps(study),
         f"With samples drawn at temperature 1.5, the best for RFT of three, the lead is gone "
         f"({led_at(study, 1.5, 'pass@8')} in pass@8, {led_at(study, 1.5, 'mean@8')} in mean@8): "
-        "RFT gains much from the hotter samples and RIFT little. Between RFT with them and RIFT at "
-        f"temperature 1 no clear difference is seen ({difference(hot)} in pass@8).",
+        "RFT gains much from the hotter samples and RIFT little. RFT with them is ahead of RIFT at "
+        f"temperature 1, but not clearly ({difference(hot)} in pass@8).",
         f"On a pretrained model (SmolLM2-135M, {n_problems} word problems, {n_seeds} seeds; in "
-        "brackets the 95 % interval over seeds) RIFT gains nothing from wrong samples. RIFT − RFT "
-        f"in mean@8 is {cold} at T = 1 and {warm} at T = 1.5. With as many right samples a step it "
-        f"is {equal} at T = 1, so RIFT seems to lose only by the fewer right samples in its steps. "
-        f"In pass@8 it is {passed_cold} at T = 1 and {passed_warm} at T = 1.5. TOPR (arXiv "
-        f"2503.14286) is behind RFT at T = 1 ({topr_cold} in mean@8) and level or a little ahead "
-        f"at T = 1.5 ({topr_warm}; four seeds).",
+        f"brackets the 95 % interval over seeds) RIFT is behind: RIFT − RFT in mean@8 is {cold} at "
+        f"T = 1 and {warm} at T = 1.5. With as many right samples a step it is {equal} at T = 1, "
+        "so RIFT seems to lose only by the fewer right samples in its steps, and to gain nothing "
+        "from the wrong ones. In pass@8, at the same steps, no clear difference is seen "
+        f"({passed_cold} and {passed_warm}). TOPR, which is RIFT with pi divided by its value "
+        f"before training, is behind RFT at T = 1 ({topr_cold} in mean@8) and ahead at T = 1.5 "
+        f"({topr_warm}).",
     ]
     return "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(sentences, start=1))
 
@@ -555,6 +581,7 @@ SECTIONS = {
     "long": long,
     "pretrained-rates": pretrained_rates,
     "pretrained": pretrained,
+    "pretrained-float32": pretrained_float32,
     "cost": cost,
     "study": project,
 }

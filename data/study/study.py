@@ -5,7 +5,8 @@ r"""How far RIFT leads RFT, over ten base models: runs the study of data/study/R
     python -m data.study.study run search bases temperature passes-search passes rewards
     for N in 0 1; do python -m data.make_data --words 16 --seed $N --out runs/world-words-$N; done
     python -m data.study.study run long-search long
-    python -m data.study.study run pretrained-search pretrained   # after data.study.make_pretrained
+    # make runs/world-smollm2 as make_pretrained.py says, and then:
+    python -m data.study.study run pretrained-search pretrained pretrained-float32
     python -m data.study.study report                 # study.json, and the numbers in both pages
     python -m data.study.study figure                 # leads.png, steps.png
 
@@ -221,6 +222,16 @@ def pretrained(study: Run) -> list[Run]:
     return sorted(runs, key=lambda run: run["seed"])
 
 
+def pretrained_float32(study: Run) -> list[Run]:
+    """RFT and RIFT again, tested with weights that are not rounded to bfloat16."""
+    rates = {m: best_rate(study, m, "pretrained-search") for m in ("rft-steps", "rift")}
+    return [
+        make_run("smollm2", seed, method, lr=lr, on="test in float32")
+        for seed in (0, 1)
+        for method, lr in rates.items()
+    ]
+
+
 EXPERIMENTS: dict[str, Callable[[Run], list[Run]]] = {
     "search": search,
     "bases": bases,
@@ -232,6 +243,7 @@ EXPERIMENTS: dict[str, Callable[[Run], list[Run]]] = {
     "long": long,
     "pretrained-search": pretrained_search,
     "pretrained": pretrained,
+    "pretrained-float32": pretrained_float32,
 }
 
 
@@ -355,11 +367,11 @@ def carry_out(run: Run, worlds: Path, folder: Path) -> Run:
     world = worlds / f"world-{run['base']}"
     samples = read_samples(run, world, folder / "samples")
     trained, tokenizer, history, batch = fine_tune(run, world, samples)
-    config = sampling(world, size, run["seed"], 1.0)
+    name, _, dtype = run["on"].partition(" in ")
+    config = sampling(world, size._replace(dtype=dtype or size.dtype), run["seed"], 1.0)
     model, _ = rift.load_model(config)
     model.load_state_dict(trained.state_dict())
-    count = size.valid if run["on"] == "valid" else size.test
-    problems = rift.read_problems(world / f"{run['on']}.jsonl")[:count]
+    problems = rift.read_problems(world / f"{name}.jsonl")[: getattr(size, name)]
     with tempfile.TemporaryDirectory() as out:
         results = rift.evaluate(model, tokenizer, problems, config, Path(out))
         drawn = rift.read_jsonl(Path(out) / "samples.jsonl")

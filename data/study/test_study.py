@@ -110,10 +110,10 @@ def test_leads_of_the_pretrained_model_by_seed_and_by_problem():
     runs = [run(0, "rift", [8, 0, 4]), run(0, "rft-steps", [0, 0, 4]), run(2, "rift", [8, 8, 8])]
     runs += [run(1, "rift", [0, 2, 0]), run(1, "rft-steps", [4, 0, 0])]
     pair = {"method": "rift"}, {"method": "rft-steps"}
-    by_seed, by_problem = report.pretrained_lead({"pretrained": runs}, *pair, "mean@8")
+    by_seed, by_problem = report.pretrained_lead(runs, *pair, "mean@8")
     assert by_seed == pytest.approx([100 / 3, -25 / 3])
     assert by_problem == pytest.approx([25, 12.5, 0])
-    by_seed, by_problem = report.pretrained_lead({"pretrained": runs}, *pair, "pass@8")
+    by_seed, by_problem = report.pretrained_lead(runs, *pair, "pass@8")
     assert by_seed == pytest.approx([100 / 3, 0])
     assert by_problem == pytest.approx([0, 50, 0])
 
