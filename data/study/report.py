@@ -134,8 +134,6 @@ def difference(values: Iterable[float]) -> str:
 
 
 def with_bounds(values: list[float]) -> str:
-    if len(values) < 2:
-        return ""
     mean, half = interval(values)
     return f"[{mean - half:+.1f}, {mean + half:+.1f}]"
 
@@ -542,8 +540,9 @@ def findings(study: Run) -> str:
         f"{over('rift', 'rft-steps', 1.0)} at T = 1 and, less clearly, "
         f"{over('rift', 'rft-steps', 1.5)} at T = 1.5. With as many right samples a step, which "
         "takes many times the computation, it is "
-        f"{over('rift-positives', 'rft-steps', 1.0)} at T = 1, so the wrong samples seem neither "
-        "to help nor to harm. In pass@8 RIFT and RFT do not clearly differ, and every method ends "
+        f"{over('rift-positives', 'rft-steps', 1.0)} at T = 1 and "
+        f"{over('rift-positives', 'rft-steps', 1.5)} at T = 1.5, so no gain from the wrong samples "
+        "is seen. In pass@8 RIFT and RFT do not clearly differ, and every method ends "
         "below the base model. TOPR, which is RIFT with pi divided by its value before training, "
         f"is behind RFT at T = 1 ({over('topr', 'rft-steps', 1.0)} in mean@8) and ahead at T = 1.5 "
         f"({over('topr', 'rft-steps', 1.5)}), the reverse of the tiny models.",

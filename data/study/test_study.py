@@ -126,10 +126,7 @@ def test_every_listed_run_is_there(study):
         listed = {the_study.key(run) for run in runs_of(study)}
         found = [the_study.key(run) for run in study[name]]
         assert len(found) == len(set(found))
-        if name == "pretrained":  # not complete, as the page says
-            assert set(found) < listed
-        else:
-            assert set(found) == listed, name
+        assert set(found) == listed, name
 
 
 def test_the_base_model_that_ships(study):
