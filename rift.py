@@ -250,8 +250,8 @@ def learning_rate(step, n_steps, config):
 
 
 def describe(metrics):
-    shown = {name: value for name, value in metrics.items() if value is not None}
-    return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    texts = [f"{name} {value:.4g}" for name, value in metrics.items() if value is not None]
+    return ", ".join(texts)
 
 
 def progress_bar(steps, title):
@@ -812,6 +812,7 @@ def main(argv):
     except (UserError, OSError) as error:
         if was_empty and list(out.glob("*")) == [out / "settings.json"]:  # nothing was done
             (out / "settings.json").unlink()
+            os.removedirs(out)
         print("rift.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -931,12 +931,12 @@ def test_mistakes_end_with_one_line_and_nothing_written(rift_py, command, messag
     Path("empty.jsonl").touch()
     write(Path("long.jsonl"), {"problem": "1" * 149, "answer": "2"})
     write(Path("wrong.jsonl"), {**sums()[0], "reward": -1})
-    before = {*filter(Path.is_file, Path().rglob("*"))}
+    before = {*Path().rglob("*")}
     error = rift_py(command + " --out new/run", 2)
     assert error.startswith("rift.py: error: ")
     assert message in error
     assert error.count("\n") == 1
-    assert {*filter(Path.is_file, Path().rglob("*"))} == before
+    assert {*Path().rglob("*")} == before
 
 
 TRAIN = "train --samples s.jsonl --steps 4 --save-every 2 --out "

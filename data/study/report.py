@@ -413,7 +413,7 @@ def pretrained_level(runs: list[Run]) -> list[str]:
         values = list(values)
         return f"{statistics.fmean(values):.{digits}f}" if values else ""
 
-    accuracies = [mean((100 * run["results"]["all"][m][0] for run in runs), 1) for m in MEASURES]
+    accuracies = [mean(values_of(runs, {}, measure).values(), 1) for measure in MEASURES]
     right, unique = (mean((run["right"][n] for run in runs), 0) for n in ("all", "distinct"))
     batch = mean((run["batch"] for run in runs if run["batch"]), 0)
     first = mean((logp for run in runs for logp in run["logp_neg"][:1] if logp is not None), 1)
